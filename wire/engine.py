@@ -1,0 +1,82 @@
+"""How a stock vLLM server is started: its command line and its environment.
+
+Both the rollout replicas and the judge are unmodified vLLM OpenAI servers; they differ by the flags given here. The
+`vllm` command itself is not used: the CPU build's command looks for a distribution of another name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wire.token import TOKEN_FILE_ENV
+
+
+def resolve_device(device: str) -> str:
+    """`cuda` or `cpu` for `auto`, by whether this host shows an NVIDIA device; no torch is imported for it."""
+    if device != "auto":
+        return device
+    return "cuda" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+
+
+def vllm_command(
+    model: str,
+    *,
+    port: int,
+    bind_address: str,
+    device: str,
+    dtype: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    tensor_parallel_size: int = 1,
+    gpu_memory_utilization: float = 0.9,
+    extra_args: Sequence[str] = (),
+) -> list[str]:
+    """The argv of a vLLM server that asks for the token on every route.
+
+    Args:
+        model: folder or Hub id.
+        port: TCP port to listen on.
+        bind_address: address to listen on.
+        device: `cpu` or `cuda`.
+        dtype: weights' and activations' type, as vLLM names it.
+        max_model_len: prompt plus output, in tokens.
+        max_num_seqs: sequences that generate at once.
+        tensor_parallel_size: ranks that share one copy of the model.
+        gpu_memory_utilization: share of a GPU's memory that the server takes (GPU only).
+        extra_args: appended as they are.
+    """
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--host", bind_address, "--port", str(port), "--dtype", dtype]
+    command += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)]
+    command += ["--tensor-parallel-size", str(tensor_parallel_size), "--generation-config", "vllm"]
+    command += ["--middleware", "wire.token.TokenMiddleware", "--no-enable-log-requests"]
+    if device == "cuda":
+        command += ["--gpu-memory-utilization", str(gpu_memory_utilization)]
+    else:
+        # A seeded request whose prefill is cut in two crashes the CPU sampler ("CPU Generator does not use offset"):
+        # every prompt is prefilled whole.
+        command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_model_len, 2048))]
+    return command + list(extra_args)
+
+
+def vllm_environment(*, bind_address: str, token_file: str, device: str, tensor_parallel_size: int = 1) -> dict[str, str]:
+    """The environment of a vLLM server: this process's own, with the token's path, the interface, and CPU settings."""
+    env = dict(os.environ)
+    env[TOKEN_FILE_ENV] = str(Path(token_file).expanduser())
+    env["VLLM_HOST_IP"] = bind_address  # the engine's own rendezvous listens here too (rollout_server/plugin.py)
+    env.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if device == "cpu":
+        env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        # Split-KV attention makes a log-prob depend on what else is in the batch.
+        env.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
+        if bind_address.startswith("127."):
+            env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if tensor_parallel_size == 1:
+            env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            env.setdefault("OMP_NUM_THREADS", "1")
+        else:  # ranks of one server spin in shared memory: each needs a core of its own
+            env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(str(core) for core in range(tensor_parallel_size)))
+    return env

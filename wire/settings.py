@@ -1,0 +1,149 @@
+"""Settings that every process of a run shares, and how a program reads its settings.
+
+A setting is a field of a dataclass: the same name works as a key of the YAML file and as a command-line flag.
+Each server reads its own dataclass from the file and leaves the other keys alone; the trainer, whose dataclass
+inherits them all, refuses a key that nobody knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from wire.errors import ConfigError, RLHFError
+
+
+@dataclass
+class ServiceSettings:
+    """What every service needs: where to listen, whom to trust, where to write."""
+
+    bind_address: str = field(
+        default="127.0.0.1", metadata={"help": "IP address every service and rendezvous listens on."}
+    )
+    token_file: str = field(
+        default="~/.config/disaggregated-rloo/token",
+        metadata={"help": "File with the access token (mode 0600). Made on first use; copy it to every host."},
+    )
+    log_dir: str = field(default="runs/logs", metadata={"help": "Folder for the logs of started servers."})
+    startup_timeout_s: float = field(default=1800.0, metadata={"help": "Deadline for a server's start, in seconds."})
+    device: str = field(
+        default="auto", metadata={"help": "cuda, cpu, or auto: cuda where a GPU is visible.", "choices": ["auto", "cpu", "cuda"]}
+    )
+
+    def check(self) -> None:
+        """Raises ConfigError on a value that cannot work."""
+        try:
+            ipaddress.ip_address(self.bind_address)
+        except ValueError:
+            raise ConfigError(f"bind_address {self.bind_address!r} is no IP address; give one, such as 127.0.0.1") from None
+        if self.startup_timeout_s <= 0:
+            raise ConfigError(f"startup_timeout_s ({self.startup_timeout_s}) must be positive")
+
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+def parse_settings(
+    settings_class: type[Settings], argv: Sequence[str] | None = None, *, strict_file: bool
+) -> tuple[Settings, argparse.Namespace]:
+    """Read `--config FILE` and the flags into `settings_class`, then check them.
+
+    Args:
+        settings_class: the dataclass to fill.
+        argv: the arguments; the process's own by default.
+        strict_file: refuse keys of the file that are no field (the trainer), or skip them (a server).
+
+    Returns:
+        The settings, and the remaining namespace: `config`, the path of the file or None.
+
+    Raises:
+        ConfigError: an unknown flag or key, a value of the wrong type, a file that is missing or no mapping, or
+            whatever the settings' own `check` finds.
+    """
+    from trl import TrlParser
+
+    class Parser(TrlParser):  # argparse prints its usage and exits; a program of ours ends with one line
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(message.removeprefix("argument "))
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = Parser(dataclass_types=[settings_class], allow_abbrev=False)  # type: ignore[list-item]  # TRL's annotation
+    path = _take_config_path(arguments)
+    leftover = _apply_file(parser, settings_class, path) if path else []
+    if leftover and strict_file:
+        raise ConfigError(f"{path}: unknown setting {leftover[0]!r}; `--help` lists them all")
+    parsed = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True, look_for_args_file=False)
+    settings, unknown = parsed[0], parsed[-1]
+    if unknown:
+        raise ConfigError(f"unknown flag {unknown[0]!r}; `--help` lists them all")
+    settings.check()
+    return settings, argparse.Namespace(config=path)
+
+
+def _take_config_path(arguments: list[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise ConfigError("--config needs the path of a YAML file")
+            del arguments[index]
+            return arguments.pop(index)
+        if argument.startswith("--config="):
+            return arguments.pop(index).partition("=")[2]
+    return None
+
+
+def _apply_file(parser: Any, settings_class: type, path: str) -> list[str]:
+    """Make the file's values the parser's defaults; returns the keys that are no field."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path} must hold `name: value` lines")
+    names = {f.name for f in fields(settings_class)}
+    known = {key: value for key, value in content.items() if key in names}
+    # argparse converts a default only when it is a string, so YAML's scalars go through the flag's own type.
+    for action in parser._actions:
+        if action.dest in known and known[action.dest] is not None:
+            known[action.dest] = _convert(action, known[action.dest], path)
+    parser.set_defaults_with_config(**known)
+    return [key for key in content if key not in names]
+
+
+def _convert(action: Any, value: Any, path: str) -> Any:
+    try:
+        convert = action.type or (lambda item: item)
+        if action.nargs in ("+", "*"):
+            values = value if isinstance(value, list) else [value]
+            return [convert(str(item)) if action.type else item for item in values]
+        converted = convert(str(value)) if action.type and not isinstance(value, bool) else value
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        raise ConfigError(f"{path}: {action.dest}: invalid value {value!r}") from None
+    if action.choices and converted not in action.choices:
+        raise ConfigError(f"{path}: {action.dest}: invalid choice {value!r} (choose from {', '.join(map(str, action.choices))})")
+    return converted
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program's `main`; a known error becomes one line on stderr and an exit code (2 for a ConfigError)."""
+    try:
+        code = main() or 0
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except RLHFError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
