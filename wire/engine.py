@@ -58,11 +58,18 @@ def vllm_command(
     else:
         # A seeded request whose prefill is cut in two crashes the CPU sampler ("CPU Generator does not use offset"):
         # every prompt is prefilled whole.
-        command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_model_len, 2048))]
+        command += [
+            "--enforce-eager",
+            "--no-enable-chunked-prefill",
+            "--max-num-batched-tokens",
+            str(max(max_model_len, 2048)),
+        ]
     return command + list(extra_args)
 
 
-def vllm_environment(*, bind_address: str, token_file: str, device: str, tensor_parallel_size: int = 1) -> dict[str, str]:
+def vllm_environment(
+    *, bind_address: str, token_file: str, device: str, tensor_parallel_size: int = 1
+) -> dict[str, str]:
     """The environment of a vLLM server: this process's own, with the token's path, the interface, and CPU settings."""
     env = dict(os.environ)
     env[TOKEN_FILE_ENV] = str(Path(token_file).expanduser())

@@ -1,10 +1,10 @@
 """The errors a person or a peer process sees.
 
-    RLHFError
-    ├── ConfigError        the user's mistake: one line, exit code 2, before any model is loaded
-    ├── ServiceError       a process or server of the run failed, or did not answer within its deadline
-    │   └── Unauthorized   the peer refused the access token
-    └── PromptDropped      one prompt's misfortune: its group is dropped and counted
+RLHFError
+├── ConfigError        the user's mistake: one line, exit code 2, before any model is loaded
+├── ServiceError       a process or server of the run failed, or did not answer within its deadline
+│   └── Unauthorized   the peer refused the access token
+└── PromptDropped      one prompt's misfortune: its group is dropped and counted
 """
 
 from __future__ import annotations

@@ -84,14 +84,18 @@ class ServerProcess:
             if not self.is_alive():
                 raise ServiceError(self.obituary())
             if time.monotonic() > end:
-                raise ServiceError(f"{self.name} did not answer {self.url}/health within {deadline_s:.0f} s; {self._log_tail()}")
+                raise ServiceError(
+                    f"{self.name} did not answer {self.url}/health within {deadline_s:.0f} s; {self._log_tail()}"
+                )
             time.sleep(0.25)
 
     def obituary(self) -> str:
         """One message that says how the process ended and, if it ran out of memory, what to lower."""
         code = self._process.returncode if self._process else None
         text = self._log_tail(200)
-        advice = f" It ran out of GPU memory: {self._memory_advice}." if any(mark in text for mark in OUT_OF_MEMORY) else ""
+        advice = (
+            f" It ran out of GPU memory: {self._memory_advice}." if any(mark in text for mark in OUT_OF_MEMORY) else ""
+        )
         return f"{self.name} ended with exit code {code}.{advice} {self._log_tail()}"
 
     def stop(self, grace_s: float = 10.0) -> None:

@@ -32,7 +32,8 @@ class ServiceSettings:
     log_dir: str = field(default="runs/logs", metadata={"help": "Folder for the logs of started servers."})
     startup_timeout_s: float = field(default=1800.0, metadata={"help": "Deadline for a server's start, in seconds."})
     device: str = field(
-        default="auto", metadata={"help": "cuda, cpu, or auto: cuda where a GPU is visible.", "choices": ["auto", "cpu", "cuda"]}
+        default="auto",
+        metadata={"help": "cuda, cpu, or auto: cuda where a GPU is visible.", "choices": ["auto", "cpu", "cuda"]},
     )
 
     def check(self) -> None:
@@ -40,7 +41,9 @@ class ServiceSettings:
         try:
             ipaddress.ip_address(self.bind_address)
         except ValueError:
-            raise ConfigError(f"bind_address {self.bind_address!r} is no IP address; give one, such as 127.0.0.1") from None
+            raise ConfigError(
+                f"bind_address {self.bind_address!r} is no IP address; give one, such as 127.0.0.1"
+            ) from None
         if self.startup_timeout_s <= 0:
             raise ConfigError(f"startup_timeout_s ({self.startup_timeout_s}) must be positive")
 
@@ -129,7 +132,9 @@ def _convert(action: Any, value: Any, path: str) -> Any:
     except (ValueError, TypeError, argparse.ArgumentTypeError):
         raise ConfigError(f"{path}: {action.dest}: invalid value {value!r}") from None
     if action.choices and converted not in action.choices:
-        raise ConfigError(f"{path}: {action.dest}: invalid choice {value!r} (choose from {', '.join(map(str, action.choices))})")
+        raise ConfigError(
+            f"{path}: {action.dest}: invalid choice {value!r} (choose from {', '.join(map(str, action.choices))})"
+        )
     return converted
 
 

@@ -1,0 +1,83 @@
+"""Settings of the rollout servers and of the generation contract they keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from wire.engine import resolve_device
+from wire.errors import ConfigError
+from wire.settings import ServiceSettings
+
+
+@dataclass
+class RolloutSettings(ServiceSettings):
+    """How completions are written, and by which servers."""
+
+    model_name_or_path: str = field(default="Qwen/Qwen3-8B", metadata={"help": "The policy: folder or Hub id."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the policy."})
+
+    replicas: int = field(default=1, metadata={"help": "Rollout servers that the run starts itself."})
+    rollout_urls: list[str] = field(
+        default_factory=list, metadata={"help": "Running rollout servers to join; they survive the run.", "nargs": "*"}
+    )
+    rollout_ports: list[int] = field(
+        default_factory=list, metadata={"help": "A port for each started replica; free ones by default.", "nargs": "*"}
+    )
+    rollout_dtype: str = field(default="bfloat16", metadata={"help": "Type of the replicas' weights."})
+    rollout_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs (or cores) a replica is split over."})
+    rollout_gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU a replica takes."})
+    rollout_max_num_seqs: int = field(default=128, metadata={"help": "Completions a replica writes at once."})
+    rollout_timeout_s: float = field(default=1800.0, metadata={"help": "Deadline of one prompt's completions."})
+    rollout_extra_args: str = field(default="", metadata={"help": "More flags for vLLM, as one string."})
+
+    weight_transfer_backend: str = field(
+        default="auto", metadata={"help": "nccl, gloo, or auto: nccl on GPUs, gloo on CPUs."}
+    )
+    transfer_bucket_mib: int = field(default=256, metadata={"help": "Weights are sent in buckets of this size."})
+    transfer_timeout_s: float = field(default=300.0, metadata={"help": "Deadline of every step of a weight push."})
+
+    response_length: int = field(default=1024, metadata={"help": "Longest completion, in tokens."})
+    max_prompt_length: int = field(
+        default=4096, metadata={"help": "Longer prompts are dropped and counted, never cut."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; the learner divides by it too."})
+    top_p: float = field(default=1.0, metadata={"help": "Only 1.0: the learner cannot reproduce a cut distribution."})
+    top_k: int = field(default=0, metadata={"help": "Only 0 (off), for the same reason."})
+    enable_thinking: bool = field(default=False, metadata={"help": "Let the policy think before it answers."})
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest prompt with the longest completion."""
+        return self.max_prompt_length + self.response_length
+
+    @property
+    def transfer_backend(self) -> str:
+        """The weight-transfer backend with `auto` resolved."""
+        if self.weight_transfer_backend != "auto":
+            return self.weight_transfer_backend
+        return "nccl" if resolve_device(self.device) == "cuda" else "gloo"
+
+    def check(self) -> None:
+        """Raises ConfigError on values that cannot work together."""
+        super().check()
+        for name in ("response_length", "max_prompt_length", "rollout_tensor_parallel_size", "rollout_max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("rollout_timeout_s", "transfer_timeout_s", "transfer_bucket_mib"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature ({self.temperature}) must be positive: greedy completions have no gradient")
+        if self.top_p != 1.0 or self.top_k not in (0, -1):
+            raise ConfigError(
+                f"top_p ({self.top_p}) must be 1.0 and top_k ({self.top_k}) 0: the learner trains on the whole "
+                "distribution, so the replicas must sample from it"
+            )
+        if self.replicas < 0 or self.replicas + len(self.rollout_urls) < 1:
+            raise ConfigError(f"replicas ({self.replicas}) with no rollout_urls leaves nobody to write completions")
+        if self.rollout_ports and len(self.rollout_ports) != self.replicas:
+            raise ConfigError(f"rollout_ports names {len(self.rollout_ports)} ports for {self.replicas} replicas")
+        if self.transfer_backend.endswith("nccl") and resolve_device(self.device) == "cpu":
+            raise ConfigError(
+                f"weight_transfer_backend {self.weight_transfer_backend!r} needs GPUs and this host has none; use gloo"
+            )

@@ -1,0 +1,62 @@
+"""One replica: a stock vLLM server with our plug-ins, started empty."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+from rollout_server.config import RolloutSettings
+from wire.engine import resolve_device, vllm_command, vllm_environment
+from wire.process import ServerProcess, free_port
+
+NEVER_STREAM_PARTS = 2**30  # tokens: a choice comes in one piece, when it is done
+
+MEMORY_ADVICE = (
+    "lower rollout_gpu_memory_utilization by 0.05, halve rollout_max_num_seqs, or raise rollout_tensor_parallel_size"
+)
+
+
+def replica_command(settings: RolloutSettings, port: int) -> list[str]:
+    """The argv of one replica.
+
+    `--load-format dummy`: it downloads no weights and cannot serve base weights by mistake, for they arrive by push.
+    `processed_logprobs`: the sampled log-probs are of the distribution that was sampled, temperature included.
+    """
+    transfer = json.dumps({"backend": settings.transfer_backend})
+    extra = ["--load-format", "dummy", "--weight-transfer-config", transfer, "--logprobs-mode", "processed_logprobs"]
+    extra += ["--enable-scale-out", "--stream-interval", str(NEVER_STREAM_PARTS), "--enable-prefix-caching"]
+    extra += ["--middleware", "rollout_server.gate.WeightGateMiddleware"]
+    if settings.model_revision:
+        extra += ["--revision", settings.model_revision]
+    return vllm_command(
+        settings.model_name_or_path,
+        port=port,
+        bind_address=settings.bind_address,
+        device=resolve_device(settings.device),
+        dtype=settings.rollout_dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.rollout_max_num_seqs,
+        tensor_parallel_size=settings.rollout_tensor_parallel_size,
+        gpu_memory_utilization=settings.rollout_gpu_memory_utilization,
+        extra_args=extra + shlex.split(settings.rollout_extra_args),
+    )
+
+
+def replica_process(settings: RolloutSettings, index: int) -> ServerProcess:
+    """The process of replica `index`, not yet started."""
+    port = settings.rollout_ports[index] if settings.rollout_ports else free_port(settings.bind_address)
+    env = vllm_environment(
+        bind_address=settings.bind_address,
+        token_file=settings.token_file,
+        device=resolve_device(settings.device),
+        tensor_parallel_size=settings.rollout_tensor_parallel_size,
+    )
+    env["VLLM_SERVER_DEV_MODE"] = "1"  # opens the weight-transfer routes; the token guards them
+    if os.path.isdir(settings.model_name_or_path):
+        env.setdefault("HF_HUB_OFFLINE", "1")
+    host = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
+    name = f"replica-{index}"
+    log = Path(settings.log_dir) / f"{name}.log"
+    return ServerProcess(name, replica_command(settings, port), env, log, f"http://{host}:{port}", MEMORY_ADVICE)

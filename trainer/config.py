@@ -1,0 +1,195 @@
+"""Settings of a run: everything the servers know, and everything the training needs.
+
+The names are those users know from TRL and Transformers. One flat YAML file or flags; see `wire/settings.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reward_server.config import RewardSettings
+
+from rollout_server.config import RolloutSettings
+from wire.errors import ConfigError
+
+SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
+
+
+@dataclass
+class RunSettings(RolloutSettings, RewardSettings):
+    """One training run."""
+
+    output_dir: str = field(default="runs/rloo", metadata={"help": "Folder for everything the run writes."})
+    dry_run: bool = field(default=False, metadata={"help": "Check the settings, print the plan, load nothing."})
+    seed: int = field(default=42, metadata={"help": "Seeds prompts, completions, pairings and ranks."})
+
+    dataset_name: str = field(
+        default="nvidia/HelpSteer3", metadata={"help": "Hub id, or a folder with <config>/<split>.jsonl[.gz]."}
+    )
+    dataset_config: str = field(default="preference", metadata={"help": "The data set's configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Split that the training prompts come from."})
+    dataset_language: str | None = field(
+        default="english", metadata={"help": "Keep rows of this language; an empty string keeps all."}
+    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
+    eval_split: str = field(default="validation", metadata={"help": "Split of the held-out prompts."})
+    num_eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts judged before and after; 0: none."})
+    truth_function: str | None = field(
+        default=None,
+        metadata={"help": "module:function (conversation, response) -> score, where the true score is known."},
+    )
+
+    rloo_k: int = field(default=4, metadata={"help": "Completions a prompt (K)."})
+    total_episodes: int = field(default=50_000, metadata={"help": "Completions to train on in all."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Completions a device and micro-step."})
+    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-steps an optimizer step."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps a rollout batch is split into."})
+    num_ppo_epochs: int = field(default=1, metadata={"help": "Passes over each rollout batch."})
+    cliprange: float = field(default=0.2, metadata={"help": "Clips the ratio to 1 +- this when a batch is reused."})
+    local_rollout_forward_batch_size: int = field(
+        default=16, metadata={"help": "Completions a rank scores at once in the no-grad pass."}
+    )
+    max_tokens_per_microbatch: int = field(
+        default=0, metadata={"help": "Token budget of a packed micro-batch; 0: one longest completion."}
+    )
+    max_lag: int = field(default=1, metadata={"help": "Most optimizer steps a completion may be behind; 0: on-policy."})
+
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken from the score of a completion that was cut at its length limit."}
+    )
+    kl_coef: float = field(default=0.01, metadata={"help": "Weight of the KL to the reference policy in the reward."})
+    importance_weight_cap: float = field(default=2.0, metadata={"help": "Truncates the importance weight of a token."})
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "A Transformers schedule."})
+    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps that warms up."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's, not applied to biases and norms."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    bf16: bool = field(default=True, metadata={"help": "Train in bfloat16 with fp32 master weights, else in fp32."})
+    gradient_checkpointing: bool = field(default=True, metadata={"help": "Recompute activations in the backward pass."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Transformers' name; flash_attention_2 on GPUs and sdpa on CPUs by default."}
+    )
+    logprob_chunk_tokens: int = field(
+        default=1024, metadata={"help": "Tokens whose logits exist at once; bounds memory by this x vocabulary."}
+    )
+
+    num_learner_ranks: int = field(default=1, metadata={"help": "GPUs (or processes on a CPU) of the learner."})
+    deepspeed: str | None = field(
+        default=None, metadata={"help": "DeepSpeed JSON file; configs/deepspeed/zero2.json by default."}
+    )
+    learner_timeout_s: float = field(default=3600.0, metadata={"help": "Deadline of any call to the learner."})
+    ray_address: str | None = field(
+        default=None, metadata={"help": "Ray cluster to join (auto, or host:port); embedded when not given."}
+    )
+
+    save_steps: int = field(default=100, metadata={"help": "Checkpoint every this many steps; 0: only at the end."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "latest, or a checkpoint's path."})
+    logging_dir: str | None = field(default=None, metadata={"help": "TensorBoard's folder; <output_dir>/runs."})
+    num_logged_completions: int = field(default=4, metadata={"help": "Completions logged as text with their verdicts."})
+    log_completions_steps: int = field(default=10, metadata={"help": "Log them every this many steps."})
+
+    def __post_init__(self) -> None:
+        self.dataset_language = self.dataset_language or None
+        if self.log_dir == RolloutSettings.log_dir:
+            self.log_dir = str(Path(self.output_dir) / "logs")
+
+    @property
+    def completions_per_rank(self) -> int:
+        """Completions a learner rank trains on in one step of the loop."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions of one step of the loop, over all ranks."""
+        return self.completions_per_rank * self.num_learner_ranks
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Groups of one step of the loop."""
+        return self.completions_per_step // self.rloo_k
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run; the last one may overshoot `total_episodes`."""
+        return math.ceil(self.total_episodes / self.completions_per_step)
+
+    @property
+    def optimizer_steps_per_step(self) -> int:
+        """Optimizer steps of one step of the loop (1 unless a batch is split or reused)."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def microbatch_tokens(self) -> int:
+        """Most tokens of a packed micro-batch; a single longer sequence still fits."""
+        return self.max_tokens_per_microbatch or self.max_model_len
+
+    @property
+    def skip_push(self) -> bool:
+        """A test's switch: pushes after the first move only the label."""
+        return os.environ.get(SKIP_PUSH_ENV) == "1"
+
+    @property
+    def runs_dir(self) -> Path:
+        """TensorBoard's folder."""
+        return Path(self.logging_dir) if self.logging_dir else Path(self.output_dir) / "runs"
+
+    def check(self) -> None:
+        """Raises ConfigError on values that cannot work, alone or together; the message gives the numbers."""
+        super().check()
+        self._check_ranges()
+        self._check_step()
+        if self.resume_from_checkpoint not in (None, "latest") and not Path(str(self.resume_from_checkpoint)).is_dir():
+            raise ConfigError(
+                f"resume_from_checkpoint {self.resume_from_checkpoint!r} is no folder; name one, or latest"
+            )
+
+    def _check_ranges(self) -> None:
+        at_least: dict[str, tuple[float, Any]] = {
+            name: (1, getattr(self, name))
+            for name in (
+                "total_episodes", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches",
+                "num_ppo_epochs", "local_rollout_forward_batch_size", "num_learner_ranks", "save_total_limit",
+                "logprob_chunk_tokens",
+            )
+        }  # fmt: skip
+        for name in (
+            "max_lag",
+            "kl_coef",
+            "num_eval_prompts",
+            "save_steps",
+            "weight_decay",
+            "max_tokens_per_microbatch",
+        ):
+            at_least[name] = (0, getattr(self, name))
+        for name, (bound, value) in at_least.items():
+            if value < bound:
+                raise ConfigError(f"{name} ({value}) must be at least {bound}")
+        for name in ("learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ConfigError(f"warmup_ratio ({self.warmup_ratio}) must lie between 0 and 1")
+        if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
+            raise ConfigError(f"missing_eos_penalty ({self.missing_eos_penalty}) is subtracted; give a positive number")
+
+    def _check_step(self) -> None:
+        if self.rloo_k < 2:
+            raise ConfigError(f"rloo_k ({self.rloo_k}) must be at least 2: the baseline is the mean of the others")
+        size, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        optimizer_step = size * accumulation
+        if optimizer_step % self.rloo_k:
+            remedy = (
+                ", ".join(str(k) for k in range(2, optimizer_step + 1) if optimizer_step % k == 0) or "a larger batch"
+            )
+            raise ConfigError(
+                f"per_device_train_batch_size ({size}) x gradient_accumulation_steps ({accumulation}) = {optimizer_step} "
+                f"completions do not divide by rloo_k ({self.rloo_k}); rloo_k can be {remedy}"
+            )

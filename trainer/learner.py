@@ -1,0 +1,366 @@
+"""One learner rank: the policy under DeepSpeed, its reference, and the step.
+
+A rank is a plain object; `trainer/placement.py` makes a Ray actor of it. All ranks get the same calls in the same
+order, because under ZeRO every pass is a collective.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler, set_seed
+from transformers.integrations import HfDeepSpeedConfig
+from trl.trainer.utils import disable_dropout_in_model
+
+from rollout_server.rendezvous import store_on
+from trainer.batch import MicroBatch, MiniBatch, Sample
+from trainer.config import RunSettings
+from trainer.logprobs import Packed, PolicyScorer, to_tensors
+from trainer.publish import FleetSyncClient, Member, ZeroWeightSource, open_transfer
+from trainer.rloo import importance_weights, policy_loss
+from trainer.stats import Moments, StepStats
+from wire.engine import resolve_device
+from wire.errors import ServiceError
+from wire.generation import PolicyVersion
+from wire.process import free_port
+from wire.token import read_token
+
+DEFAULT_DEEPSPEED_CONFIG = Path(__file__).parent.parent / "configs" / "deepspeed" / "zero2.json"
+
+MEMORY_ADVICE = (
+    "CUDA out of memory on learner rank {rank} in {stage}: {free:.1f} GiB were free of {total:.1f}. Halve "
+    "max_tokens_per_microbatch (now {budget}) and logprob_chunk_tokens (now {chunk}); if it still fails, take "
+    "configs/deepspeed/zero3_offload.json or more learner ranks"
+)
+
+
+class LearnerRank:
+    """Rank `rank` of the learner.
+
+    Args:
+        settings: the run's.
+        rank: 0 .. num_learner_ranks - 1; rank 0 sends the weights.
+    """
+
+    def __init__(self, settings: RunSettings, rank: int) -> None:
+        self._settings, self._rank = settings, rank
+        self._is_cuda = resolve_device(settings.device) == "cuda"
+        self._device = torch.device("cuda", 0) if self._is_cuda else torch.device("cpu")
+        self._dtype = torch.bfloat16 if settings.bf16 else torch.float32
+        self._transfer: Any = None
+        self._sync: FleetSyncClient | None = None
+
+    # --- start
+
+    def pick_port(self) -> int:
+        """A free port on rank 0's node for the ranks' rendezvous."""
+        return free_port(self._settings.bind_address)
+
+    def setup(self, host: str, port: int) -> dict[str, Any]:
+        """Meet the other ranks at `host:port` and load the policy and its reference.
+
+        Returns: the number of parameters and of optimizer steps the schedule was made for.
+        """
+        self._join(host, port)
+        set_seed(self._settings.seed + self._rank)
+        with self._memory_guard("loading"):
+            config = self._deepspeed_config()
+            partitioned = config["zero_optimization"]["stage"] == 3
+            self._hf_config = HfDeepSpeedConfig(config) if partitioned else None  # alive while models load
+            self._engine = self._build_engine(config)
+            self._reference = self._build_reference(config) if self._settings.kl_coef else None
+        policy = self._engine.module.policy
+        return {"num_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())}
+
+    def _join(self, host: str, port: int) -> None:
+        """Form the ranks' process group over a store that listens on `host` only.
+
+        DeepSpeed takes over a group that exists; left alone it would open a store on every interface.
+        """
+        world_size = self._settings.num_learner_ranks
+        os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
+        timeout = timedelta(seconds=self._settings.learner_timeout_s)
+        store = store_on(host, port, self._rank, world_size, timeout)
+        if self._is_cuda:
+            torch.cuda.set_device(self._device)
+        backend = "nccl" if self._is_cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=self._rank, world_size=world_size, timeout=timeout)
+        deepspeed.init_distributed(backend, dist_init_required=False)
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        """The JSON file with what follows from the flags filled in."""
+        settings = self._settings
+        config: dict[str, Any] = json.loads(Path(settings.deepspeed or DEFAULT_DEEPSPEED_CONFIG).read_text())
+        config.update(
+            train_micro_batch_size_per_gpu=1,  # a micro-batch is one packed row; how many there are varies by step
+            gradient_accumulation_steps=1,  # the boundary is set by hand for the same reason
+            gradient_clipping=settings.max_grad_norm,
+            bf16={"enabled": settings.bf16},
+            data_types={"grad_accum_dtype": "fp32"},
+        )
+        return config
+
+    def _load_model(self) -> Any:
+        settings = self._settings
+        attention = settings.attn_implementation or ("flash_attention_2" if self._is_cuda else "sdpa")
+        model = AutoModelForCausalLM.from_pretrained(
+            settings.model_name_or_path,
+            revision=settings.model_revision or "main",
+            dtype=self._dtype,
+            attn_implementation=attention,
+        )
+        disable_dropout_in_model(model)
+        return model
+
+    def _build_engine(self, config: dict[str, Any]) -> Any:
+        settings = self._settings
+        policy = self._load_model()
+        if settings.gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        scorer = PolicyScorer(policy, settings.temperature, settings.logprob_chunk_tokens)
+        offloaded = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+        optimizer = {
+            "type": "AdamW",
+            "params": {
+                "lr": settings.learning_rate,
+                "betas": [settings.adam_beta1, settings.adam_beta2],
+                "weight_decay": settings.weight_decay,
+                "torch_adam": not (self._is_cuda and offloaded),  # DeepSpeed's CPU Adam only where states are offloaded
+            },
+        }
+        num_optimizer_steps = settings.num_steps * settings.optimizer_steps_per_step
+
+        def schedule(optimizer: Any) -> Any:
+            warmup = round(settings.warmup_ratio * num_optimizer_steps)
+            return get_scheduler(settings.lr_scheduler_type, optimizer, warmup, num_optimizer_steps)
+
+        engine, *_ = deepspeed.initialize(
+            model=scorer,
+            model_parameters=_weight_decay_groups(scorer, settings.weight_decay),
+            lr_scheduler=schedule,
+            config=config | {"optimizer": optimizer},
+        )
+        return engine
+
+    def _build_reference(self, config: dict[str, Any]) -> Any:
+        """The frozen initial policy: sharded like the policy under ZeRO-3, whole otherwise."""
+        settings = self._settings
+        reference = PolicyScorer(self._load_model(), settings.temperature, settings.logprob_chunk_tokens)
+        reference.requires_grad_(False).eval()
+        if config["zero_optimization"]["stage"] != 3:
+            return reference.to(self._device)
+        parameters = {k: v for k, v in config["zero_optimization"].items() if k != "offload_optimizer"}
+        engine, *_ = deepspeed.initialize(model=reference, config=config | {"zero_optimization": parameters})
+        engine.eval()
+        return engine
+
+    # --- work
+
+    @torch.no_grad()
+    def reference(self, micro_batches: list[MicroBatch]) -> list[list[tuple[list[float], list[float]]]]:
+        """Own and reference log-probs of each sample's completion tokens, without gradient.
+
+        Returns: for each micro-batch, for each sample in its order, (own, reference), in nats; the reference's are the
+        own where kl_coef is 0.
+        """
+        with self._memory_guard("the no-grad pass"):
+            self._engine.eval()
+            try:
+                return [self._score_both(samples) for samples in micro_batches]
+            finally:
+                self._engine.train()
+
+    def _score_both(self, samples: list[Sample]) -> list[tuple[list[float], list[float]]]:
+        packed = to_tensors(samples, self._device)
+        own = self._engine(packed)[0]
+        reference = self._reference(packed)[0] if self._reference is not None else own
+        lengths = [len(sample.completion_ids) for sample in samples]
+        if not samples:
+            return []
+        rows = zip(own.split(lengths), reference.split(lengths), strict=True)
+        return [(a.tolist(), b.tolist()) for a, b in rows]
+
+    def step(self, mini_batches: list[MiniBatch]) -> StepStats:
+        """All optimizer steps of one step of the loop."""
+        with self._memory_guard("the training step"):
+            old = self._old_logprobs(mini_batches)
+            stats = StepStats()
+            for _ in range(self._settings.num_ppo_epochs):
+                for index, mini_batch in enumerate(mini_batches):
+                    stats = stats + self._optimizer_step(mini_batch, old[index] if old else None)
+            return stats
+
+    def _old_logprobs(self, mini_batches: list[MiniBatch]) -> list[list[torch.Tensor]] | None:
+        """Log-probs under the policy at the start of the step; None where each sample is used once, since the pass
+        that trains on it is then the first and gives the same numbers."""
+        if self._settings.optimizer_steps_per_step == 1:
+            return None
+        with torch.no_grad():
+            return [
+                [self._engine(to_tensors(samples, self._device))[0] for samples in mini_batch.micro_batches]
+                for mini_batch in mini_batches
+            ]
+
+    def _optimizer_step(self, mini_batch: MiniBatch, old: list[torch.Tensor] | None) -> StepStats:
+        stats = StepStats()
+        last = len(mini_batch.micro_batches) - 1
+        for index, samples in enumerate(mini_batch.micro_batches):
+            packed = to_tensors(samples, self._device)
+            new_M, entropy_M = self._engine(packed)
+            old_M = new_M.detach() if old is None else old[index]
+            loss, part = self._loss(packed, new_M, old_M, entropy_M, mini_batch.denominator)
+            stats = stats + part
+            self._engine.set_gradient_accumulation_boundary(index == last)
+            # DeepSpeed averages gradients over the ranks, RLOO over the completions (the denominator spans all ranks):
+            # times the ranks undoes the one. scale_wrt_gas=False: no division by accumulation steps either.
+            self._engine.backward(loss * self._settings.num_learner_ranks, scale_wrt_gas=False)
+        self._engine.step()
+        stats.grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        stats.learning_rate = float(self._engine.get_lr()[0])
+        return stats
+
+    def _loss(
+        self, packed: Packed, new_M: torch.Tensor, old_M: torch.Tensor, entropy_M: torch.Tensor, denominator: int
+    ) -> tuple[torch.Tensor, StepStats]:
+        if packed.segment_M.numel() == 0:
+            return new_M.sum(), StepStats()
+        cap = self._settings.importance_weight_cap
+        weight_M = importance_weights(old_M, packed.sampled_M, cap)
+        result = policy_loss(
+            new_M,
+            old_M,
+            weight_M,
+            packed.segment_M,
+            packed.advantage_N,
+            denominator=denominator,
+            cliprange=self._settings.cliprange,
+        )
+        difference_M = old_M - packed.sampled_M
+        ratio_M = difference_M.exp()
+        outside_M = ((ratio_M < 0.9) | (ratio_M > 1.1)).float()
+        return result.loss, StepStats(
+            entropy=Moments.of(entropy_M.tolist()),
+            ratio=Moments.of((new_M.detach() - old_M).exp().tolist()),
+            logp_diff=Moments.of(difference_M.tolist()),
+            ratio_outside=Moments.of(outside_M.tolist()),
+            weight_capped=Moments.of((ratio_M > cap).float().tolist()),
+            approx_kl=Moments.of((0.5 * result.log_ratio_N.square()).tolist()),
+            clipped=Moments.of(result.clipped_N.float().tolist()),
+            loss=float(result.loss.detach()),
+            num_tokens=int(packed.input_ids_1T.numel()),
+        )
+
+    # --- weights out
+
+    def open_transfer(self, members: list[Member]) -> None:
+        """Form the transfer group with the fleet; the one before, if any, is closed."""
+        settings = self._settings
+        self.close_transfer()
+        is_sender = self._rank == 0
+        dtype = getattr(torch, settings.rollout_dtype)
+        bucket_bytes = settings.transfer_bucket_mib * 2**20
+        source = ZeroWeightSource(self._engine.module.policy, dtype, bucket_bytes, is_sender=is_sender)
+        self._sync = FleetSyncClient(members, read_token(settings.token_file), settings.transfer_timeout_s)
+        self._transfer = open_transfer(
+            settings.transfer_backend,
+            rank=self._rank,
+            client=self._sync,
+            source=source,
+            bind_address=settings.bind_address,
+            bucket_bytes=bucket_bytes,
+            timeout_s=settings.transfer_timeout_s,
+        )
+
+    def send_weights(self, version: PolicyVersion) -> None:
+        """Push the current weights to every replica and label them."""
+        assert self._sync is not None
+        self._sync.version = version.label
+        self._transfer.send_weights()
+
+    def close_transfer(self) -> None:
+        """Leave the transfer group, if there is one."""
+        if self._transfer is not None:
+            self._transfer.shutdown()
+            self._transfer = None
+
+    # --- weights to disk
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of a checkpoint: weights, optimizer, schedule, random states."""
+        random_states = {"python": random.getstate(), "torch": torch.get_rng_state()}
+        self._engine.save_checkpoint(folder, tag="learner", client_state={"random_states": random_states})
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote. Raises ServiceError on a checkpoint that does not fit."""
+        path, state = self._engine.load_checkpoint(folder, tag="learner")
+        if path is None:
+            raise ServiceError(f"learner rank {self._rank}: {folder} holds no checkpoint that fits this run")
+        random.setstate(state["random_states"]["python"])
+        torch.set_rng_state(state["random_states"]["torch"])
+
+    def export(self, folder: str) -> None:
+        """Write the policy in Hugging Face format with its tokenizer; all ranks gather, rank 0 writes."""
+        policy = self._engine.module.policy
+        source = ZeroWeightSource(policy, self._dtype, 2**28, is_sender=self._rank == 0)
+        weights = {name: tensor.cpu() for name, tensor in source}
+        if self._rank == 0:
+            # Tied weights are one parameter; the state dict that is saved names them both.
+            if policy.config.tie_word_embeddings and "lm_head.weight" not in weights:
+                weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+            policy.save_pretrained(folder, state_dict=weights)
+            AutoTokenizer.from_pretrained(self._settings.model_name_or_path).save_pretrained(folder)
+        dist.barrier()
+
+    def close(self) -> None:
+        """Leave every group."""
+        self.close_transfer()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _memory_guard(self, stage: str) -> _MemoryGuard:
+        return _MemoryGuard(self, stage)
+
+    def out_of_memory(self, stage: str) -> str:
+        """What to say, and to lower, when a stage ran out of GPU memory."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return MEMORY_ADVICE.format(
+            rank=self._rank,
+            stage=stage,
+            free=free / 2**30,
+            total=total / 2**30,
+            budget=self._settings.microbatch_tokens,
+            chunk=self._settings.logprob_chunk_tokens,
+        )
+
+
+class _MemoryGuard:
+    """Turns CUDA's out-of-memory error into one that says what to lower."""
+
+    def __init__(self, rank: LearnerRank, stage: str) -> None:
+        self._rank, self._stage = rank, stage
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise ServiceError(self._rank.out_of_memory(self._stage)) from error
+
+
+def _weight_decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (biases and norms) do not. A partitioned parameter keeps its shape as `ds_shape`."""
+    matrices, vectors = [], []
+    for parameter in model.parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        (matrices if len(shape) > 1 else vectors).append(parameter)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
