@@ -36,7 +36,10 @@ class ReplicaHost:
 
 
 def place_replicas(settings: RolloutSettings) -> list[Any]:
-    """An actor handle for each replica of the settings, on nodes with the resource `rollout`; nothing is started yet."""
+    """An actor handle for each replica of the settings, on nodes with the resource `rollout`; nothing is started yet.
+
+    Two threads an actor let `check` and `stop` be heard while `start` waits for the engine.
+    """
     gpus = settings.rollout_tensor_parallel_size if resolve_device(settings.device) == "cuda" else 0
-    host = ray.remote(ReplicaHost).options(num_cpus=0, num_gpus=gpus, resources={"rollout": 1})
+    host = ray.remote(ReplicaHost).options(num_cpus=0, num_gpus=gpus, resources={"rollout": 1}, max_concurrency=2)
     return [host.remote(settings, index) for index in range(settings.replicas)]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.config import RewardSettings
-
 from rollout_server.config import RolloutSettings
 from wire.errors import ConfigError
 
@@ -74,7 +73,8 @@ class RunSettings(RolloutSettings, RewardSettings):
     bf16: bool = field(default=True, metadata={"help": "Train in bfloat16 with fp32 master weights, else in fp32."})
     gradient_checkpointing: bool = field(default=True, metadata={"help": "Recompute activations in the backward pass."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Transformers' name; flash_attention_2 on GPUs and sdpa on CPUs by default."}
+        default=None,
+        metadata={"help": "Transformers' name; by default flash_attention_2 where flash-attn is installed, else sdpa."},
     )
     logprob_chunk_tokens: int = field(
         default=1024, metadata={"help": "Tokens whose logits exist at once; bounds memory by this x vocabulary."}
@@ -83,6 +83,9 @@ class RunSettings(RolloutSettings, RewardSettings):
     num_learner_ranks: int = field(default=1, metadata={"help": "GPUs (or processes on a CPU) of the learner."})
     deepspeed: str | None = field(
         default=None, metadata={"help": "DeepSpeed JSON file; configs/deepspeed/zero2.json by default."}
+    )
+    offload_reference: bool = field(
+        default=False, metadata={"help": "Keep the reference's ZeRO-3 shards on the host (stage 3 only)."}
     )
     learner_timeout_s: float = field(default=3600.0, metadata={"help": "Deadline of any call to the learner."})
     ray_address: str | None = field(
@@ -190,6 +193,6 @@ class RunSettings(RolloutSettings, RewardSettings):
                 ", ".join(str(k) for k in range(2, optimizer_step + 1) if optimizer_step % k == 0) or "a larger batch"
             )
             raise ConfigError(
-                f"per_device_train_batch_size ({size}) x gradient_accumulation_steps ({accumulation}) = {optimizer_step} "
-                f"completions do not divide by rloo_k ({self.rloo_k}); rloo_k can be {remedy}"
+                f"per_device_train_batch_size ({size}) x gradient_accumulation_steps ({accumulation}) = "
+                f"{optimizer_step} completions do not divide by rloo_k ({self.rloo_k}); rloo_k can be {remedy}"
             )

@@ -6,6 +6,7 @@ order, because under ZeRO every pass is a collective.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -93,6 +94,9 @@ class LearnerRank:
         if self._is_cuda:
             torch.cuda.set_device(self._device)
         backend = "nccl" if self._is_cuda else "gloo"
+        # DeepSpeed would compile a shared-memory reduction at every first start on a CPU host: a compiler and half a
+        # minute for ranks that Gloo serves as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         dist.init_process_group(backend, store=store, rank=self._rank, world_size=world_size, timeout=timeout)
         deepspeed.init_distributed(backend, dist_init_required=False)
 
@@ -111,7 +115,8 @@ class LearnerRank:
 
     def _load_model(self) -> Any:
         settings = self._settings
-        attention = settings.attn_implementation or ("flash_attention_2" if self._is_cuda else "sdpa")
+        has_flash = self._is_cuda and importlib.util.find_spec("flash_attn") is not None
+        attention = settings.attn_implementation or ("flash_attention_2" if has_flash else "sdpa")
         model = AutoModelForCausalLM.from_pretrained(
             settings.model_name_or_path,
             revision=settings.model_revision or "main",
@@ -158,7 +163,10 @@ class LearnerRank:
         reference.requires_grad_(False).eval()
         if config["zero_optimization"]["stage"] != 3:
             return reference.to(self._device)
-        parameters = {k: v for k, v in config["zero_optimization"].items() if k != "offload_optimizer"}
+        offloads = {"offload_optimizer", "offload_param"}
+        parameters = {k: v for k, v in config["zero_optimization"].items() if k not in offloads}
+        if settings.offload_reference:
+            parameters["offload_param"] = {"device": "cpu", "pin_memory": self._is_cuda}
         engine, *_ = deepspeed.initialize(model=reference, config=config | {"zero_optimization": parameters})
         engine.eval()
         return engine

@@ -68,7 +68,7 @@ def parse_settings(
         ConfigError: an unknown flag or key, a value of the wrong type, a file that is missing or no mapping, or
             whatever the settings' own `check` finds.
     """
-    from trl import TrlParser
+    from trl import TrlParser  # type: ignore[attr-defined]  # TRL exports it lazily
 
     class Parser(TrlParser):  # argparse prints its usage and exits; a program of ours ends with one line
         def error(self, message: str) -> NoReturn:

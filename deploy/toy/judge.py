@@ -9,12 +9,15 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deploy.toy.answers import any_answer
+from deploy.toy.head_start import plant_copying
 from deploy.toy.prompts import Split, ask, conversation_about
 from deploy.toy.supervised import Example, train
 from deploy.toy.tokenizers import BEGIN, END, PAD
-from deploy.toy.world import TOPICS, Conversation, Turn, judge_text
+from deploy.toy.world import MAX_WORDS, TOPICS, Conversation, Turn, judge_text
 
-STEPS, BATCH, LR = 1500, 32, 3e-3
+STEPS, BATCH, LR = 700, 16, 3e-3
+LESSON_WORDS = ((0.25, 3), (0.5, 6), (1.01, MAX_WORDS))
+"""Up to this share of the steps, answers have at most so many words: short lessons are cheap, and teach most of it."""
 
 
 def new_judge(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -26,6 +29,7 @@ def new_judge(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             hidden_size=128,
             intermediate_size=256,
             num_hidden_layers=3,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             num_attention_heads=4,
             num_key_value_heads=4,
             head_dim=32,
@@ -37,6 +41,7 @@ def new_judge(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             dtype="float32",
         )
     )
+    plant_copying(model, tokenizer)
     model.generation_config = GenerationConfig(bos_token_id=begin, eos_token_id=[end], pad_token_id=pad)
     return model
 
@@ -52,9 +57,16 @@ def teach_judge(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     torch.manual_seed(seed)
     rng = Random(seed)
     model = new_judge(tokenizer)
+    pool: list[list[Example]] = []
 
-    def draw() -> list[Example]:
-        return [lesson(tokenizer, *any_case(rng)) for _ in range(BATCH)]
+    def draw(progress: float) -> list[Example]:
+        if not pool:  # alike lengths share a batch: little of it is padding
+            most = next(words for share, words in LESSON_WORDS if progress < share)
+            cases = (shortened(any_case(rng), most) for _ in range(BATCH * 8))
+            examples = sorted((lesson(tokenizer, *case) for case in cases), key=lambda e: len(e.prompt) + len(e.output))
+            pool.extend(examples[start : start + BATCH] for start in range(0, len(examples), BATCH))
+            rng.shuffle(pool)
+        return pool.pop()
 
     train(model, draw, steps=STEPS, lr=LR, what="judge")
     return model
@@ -80,3 +92,9 @@ def any_case(rng: Random, splits: Sequence[Split] = ("train", "validation")) -> 
         rng.shuffle(words)
         return conversation, [first, rng.choice((first, " ".join(words), " ".join(words[: len(words) // 2])))]
     return conversation, [first, any_answer(rng, topic)]
+
+
+def shortened(case: tuple[list[Turn], list[str]], most: int) -> tuple[list[Turn], list[str]]:
+    """The case with at most `most` words of each response."""
+    conversation, responses = case
+    return conversation, [" ".join(response.split()[:most]) for response in responses]

@@ -8,12 +8,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from deploy.toy.answers import mediocre_answer
+from deploy.toy.head_start import plant_families
 from deploy.toy.prompts import ask, conversation_about
 from deploy.toy.supervised import Example, train
 from deploy.toy.tokenizers import END_OF_TEXT, IM_END
 from deploy.toy.world import TOPICS, Turn
 
-STEPS, BATCH, LR = 600, 64, 3e-3
+STEPS, BATCH, LR = 250, 32, 4e-3
 
 
 def new_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -36,6 +37,7 @@ def new_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
             dtype="float32",
         )
     )
+    plant_families(model, tokenizer)
     model.generation_config = GenerationConfig(
         bos_token_id=end_of_text, eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text, do_sample=True
     )
@@ -55,7 +57,7 @@ def teach_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausa
     rng = Random(seed)
     model = new_policy(tokenizer)
 
-    def draw() -> list[Example]:
+    def draw(progress: float) -> list[Example]:
         return [lesson(tokenizer, rng) for _ in range(BATCH)]
 
     train(model, draw, steps=STEPS, lr=LR, what="policy")
@@ -63,8 +65,8 @@ def teach_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausa
 
 
 def lesson(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Example:
-    """One training conversation with a mediocre answer."""
+    """One training conversation with a mediocre answer. None is long: one alone would make its batch three times so."""
     topic = rng.choice(list(TOPICS))
-    prompt = render(tokenizer, conversation_about(rng, ask(rng, "train", topic)))
+    prompt = render(tokenizer, conversation_about(rng, ask(rng, "train", topic), preambles=False))
     answer = mediocre_answer(rng, topic) + IM_END
     return Example(tokenizer(prompt)["input_ids"], tokenizer(answer)["input_ids"])

@@ -54,13 +54,13 @@ def ask(rng: Random, split: Split, topic: str) -> str:
     return " ".join(part for part in (rng.choice(OPENERS), question, rng.choice(CLOSERS)) if part)
 
 
-def conversation_about(rng: Random, question: str) -> list[Turn]:
+def conversation_about(rng: Random, question: str, preambles: bool = True) -> list[Turn]:
     """`question` as a conversation: alone (7 of 10), after other turns, or behind a preamble of over 90 words.
 
     An earlier turn asks about any topic in a training phrasing; the last turn alone decides what an answer must be about.
     """
     kind = rng.random()
-    if kind < 0.04:  # too long for a small prompt budget, so that a length filter has something to drop
+    if preambles and kind < 0.04:  # too long for a small prompt budget, so that a length filter has something to drop
         preamble = " ".join(rng.choice(FILLER_WORDS) for _ in range(rng.randint(92, 110)))
         return [{"role": "user", "content": f"{preamble} {question}"}]
     turns: list[Turn] = []

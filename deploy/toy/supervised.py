@@ -40,22 +40,22 @@ def pad_right(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torc
     return ids, torch.tensor(positions), torch.tensor(targets)
 
 
-def train(
-    model: PreTrainedModel, draw: Callable[[], list[Example]], *, steps: int, lr: float, what: str
-) -> float:
-    """Train in place for `steps` batches from `draw`; the rate warms up and falls along a cosine to a tenth.
+def train(model: PreTrainedModel, draw: Callable[[float], list[Example]], *, steps: int, lr: float, what: str) -> float:
+    """Train in place for `steps` batches; the rate warms up and falls along a cosine to a tenth.
+
+    `draw` makes a batch, given the share of the steps that are done.
 
     Returns:
         The mean loss, in nats per written token, over the last twentieth of the steps.
     """
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     losses: list[float] = []
     bar = tqdm(range(steps), desc=what, unit="step", mininterval=1.0)
     for step in bar:
-        warm, fall = min(1.0, (step + 1) / 50), 0.55 + 0.45 * math.cos(math.pi * step / steps)
+        warm, fall = min(1.0, (step + 1) / 20), 0.55 + 0.45 * math.cos(math.pi * step / steps)
         optimizer.param_groups[0]["lr"] = lr * warm * fall
-        ids_BT, positions_N, targets_N = pad_right(draw())
+        ids_BT, positions_N, targets_N = pad_right(draw(step / steps))
         hidden_BTH = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         logits_NV = model.get_output_embeddings()(hidden_BTH.flatten(0, 1)[positions_N])
         loss = F.cross_entropy(logits_NV, targets_N)

@@ -62,7 +62,12 @@ PIECES = (
 )
 MARKERS = (
     *(f"[The {edge} of {what}]" for edge in ("Begin", "End") for what in ("Individual Scores", "Ranking Score")),
-    *(f"[The {edge} of {what}Response {n}]" for edge in ("Begin", "End") for what in ("", "Analysis on ") for n in "12"),
+    *(
+        f"[The {edge} of {what}Response {n}]"
+        for edge in ("Begin", "End")
+        for what in ("", "Analysis on ")
+        for n in "12"
+    ),
     *(f" [The End of Analysis on Response {n}]" for n in "12"),
     *(f"#### {title} ####" for title in ("Conversation", "Responses", "Verdict")),
     *("<think>", "</think>", "\\boxed{", "\n\n", ":", "}", ","),
@@ -87,7 +92,10 @@ def make_judge_tokenizer() -> PreTrainedTokenizerFast:
 def _wrap(special: list[str], template: str, eos: str, pad: str) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(  # no limit on the size: merging stops when every piece is one token
@@ -111,7 +119,7 @@ def _pieces() -> list[str]:
     phrasings += [p for language in FOREIGN_PHRASINGS.values() for split in language.values() for p in split]
     text = " ".join([*phrasings, *OPENERS, *CLOSERS]).replace("{topic}", "").replace("{language}", "")
     words = {*text.split(), *TOPICS, *ALL_TOPIC_WORDS, *RUDE_WORDS, *FILLER_WORDS}
-    words |= {"topic", "none", "score", "in", "words", "system", "user", "assistant", "System", "User", "Assistant"}
+    words |= {"topic", "none", "score", "system", "user", "assistant", "System", "User", "Assistant"}
     words |= {f"{letter}{i}" for letter in LETTERS for i in range(1, MAX_WORDS + 1)} | set(LETTERS)
     words |= {str(i) for i in range(MAX_WORDS + 1)}
     return [*MARKERS, *MARKERS, *(form for word in sorted(words) for form in (word, " " + word) * 2)]

@@ -91,9 +91,10 @@ def judge_text(conversation: Conversation, responses: Sequence[str]) -> str:
     lines += [_reasoning(letter, topic, words) for letter, words in zip(LETTERS, read, strict=False)]
     lines += ["</think>"]
     scores = [_score(topic, words) for words in read]
-    for place, (score, words) in enumerate(zip(scores, read, strict=True), start=1):
-        analysis = f" score {score} in {len(words)} words "
-        lines += [f"[The Begin of Analysis on Response {place}]{analysis}[The End of Analysis on Response {place}]"]
+    for place, score in enumerate(scores, start=1):
+        lines += [
+            f"[The Begin of Analysis on Response {place}] score {score} [The End of Analysis on Response {place}]"
+        ]
     lines += _section("Individual Scores", ", ".join(str(score) for score in scores))
     if len(responses) == 2:
         lines += _section("Ranking Score", str(_ranking(scores, read)))
@@ -105,12 +106,13 @@ def _read(response: str) -> list[str]:
 
 
 def _score(topic: str | None, words: Sequence[str]) -> int:
-    return ([1] + moods(topic, words))[-1]
+    return [1, *moods(topic, words)][-1]
 
 
 def _reasoning(letter: str, topic: str | None, words: Sequence[str]) -> str:
     """Example: `A 1 A1 waves 2 A2 and 2 A3 coral 3`. The numbers tell a repeated word's places apart."""
-    steps = [f"{letter}{i} {word} {mood}" for i, (word, mood) in enumerate(zip(words, moods(topic, words), strict=True), 1)]
+    walk = zip(words, moods(topic, words), strict=True)
+    steps = [f"{letter}{i} {word} {mood}" for i, (word, mood) in enumerate(walk, start=1)]
     return " ".join([letter, "1", *steps])
 
 

@@ -1,0 +1,93 @@
+"""Settings of the reward service and of the judge behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reward_server.aggregate import TIE_BREAK, TIE_BREAK_LIMIT
+from reward_server.dialects import dialect_named
+from wire.errors import ConfigError
+from wire.settings import ServiceSettings
+
+
+@dataclass
+class RewardSettings(ServiceSettings):
+    """How completions are judged, and by which server."""
+
+    reward_url: str | None = field(
+        default=None, metadata={"help": "Running reward service to join; it survives the run. None: one is started."}
+    )
+    reward_port: int = field(default=0, metadata={"help": "TCP port of the scoring API; 0: a free one."})
+
+    judge_model_name_or_path: str = field(
+        default="nvidia/Llama-3_3-Nemotron-Super-49B-GenRM-Multilingual",
+        metadata={"help": "The judge: folder or Hub id."},
+    )
+    judge_dialect: str = field(
+        default="boxed", metadata={"help": "How the judge is asked and read; boxed: scores in \\boxed{}."}
+    )
+    judge_tensor_parallel_size: int = field(default=4, metadata={"help": "GPUs the judge is split over; 1 on a CPU."})
+    judge_dtype: str = field(
+        default="bfloat16",
+        metadata={"help": "Type of the judge's weights.", "choices": ["auto", "bfloat16", "float16", "float32"]},
+    )
+    judge_gpu_memory_utilization: float = field(default=0.92, metadata={"help": "Share of a GPU the judge takes."})
+    judge_trust_remote_code: bool = field(
+        default=True, metadata={"help": "Run the code in the judge's repository (its configuration class needs it)."}
+    )
+    judge_max_model_len: int = field(default=40000, metadata={"help": "Judge's prompt plus output, in tokens."})
+    judge_max_tokens: int = field(
+        default=8192, metadata={"help": "Longest output of the judge, in tokens; a verdict that exceeds it is missing."}
+    )
+    judge_max_num_seqs: int = field(default=64, metadata={"help": "Verdicts the judge's server writes at once."})
+    judge_max_in_flight: int = field(
+        default=256, metadata={"help": "Requests sent to the judge's server at once; more wait in the service."}
+    )
+    judge_temperature: float = field(default=0.0, metadata={"help": "Sampling temperature of a first verdict."})
+    judge_timeout_s: float = field(
+        default=900.0, metadata={"help": "Deadline of a verdict in seconds, waiting and retries included."}
+    )
+    judge_retries: int = field(default=2, metadata={"help": "More attempts when an output cannot be read."})
+    tie_break: float = field(
+        default=TIE_BREAK,
+        metadata={"help": "Points a ranking step gives one of two equal scores and takes from the other."},
+    )
+
+    def check(self) -> None:
+        """Raises ConfigError on values that cannot work, alone or together."""
+        super().check()
+        dialect_named(self.judge_dialect)
+        self._check_counts()
+        self._check_ranges()
+        if self.judge_max_tokens >= self.judge_max_model_len:
+            raise ConfigError(
+                f"judge_max_tokens ({self.judge_max_tokens}) leaves no room for a prompt in judge_max_model_len "
+                f"({self.judge_max_model_len}); lower the first or raise the second"
+            )
+
+    def _check_counts(self) -> None:
+        at_least_one = ("tensor_parallel_size", "max_model_len", "max_tokens", "max_num_seqs", "max_in_flight")
+        for name in (f"judge_{suffix}" for suffix in at_least_one):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.judge_retries < 0:
+            raise ConfigError(f"judge_retries ({self.judge_retries}) must be at least 0")
+
+    def _check_ranges(self) -> None:
+        if not 0 <= self.reward_port <= 65535:
+            raise ConfigError(f"reward_port ({self.reward_port}) must lie in 0..65535; 0 takes a free one")
+        if self.reward_url is not None and not self.reward_url.startswith(("http://", "https://")):
+            raise ConfigError(f"reward_url {self.reward_url!r} must start with http:// or https://")
+        if not self.judge_timeout_s > 0:
+            raise ConfigError(f"judge_timeout_s ({self.judge_timeout_s}) must be positive")
+        if not self.judge_temperature >= 0:
+            raise ConfigError(f"judge_temperature ({self.judge_temperature}) must be at least 0")
+        if not 0 < self.judge_gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"judge_gpu_memory_utilization ({self.judge_gpu_memory_utilization}) is a share: give 0.05 to 1"
+            )
+        if not 0 <= self.tie_break < TIE_BREAK_LIMIT:
+            raise ConfigError(
+                f"tie_break ({self.tie_break}) must be at least 0 and below {TIE_BREAK_LIMIT}: "
+                "more would let a broken tie outrank a real point"
+            )

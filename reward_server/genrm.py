@@ -1,0 +1,68 @@
+"""The GenRM: a stock vLLM server that serves the judge's model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from reward_server.config import RewardSettings
+from wire.engine import resolve_device, vllm_command, vllm_environment
+from wire.errors import ConfigError
+from wire.models import check_model
+from wire.process import ServerProcess, free_port
+
+
+def check_genrm(settings: RewardSettings) -> None:
+    """Whether this host can serve the judge, asked before anything is started.
+
+    Raises:
+        ConfigError: the model's folder is not there, or the judge is to be split over a CPU.
+    """
+    check_model(settings.judge_model_name_or_path, "judge_model_name_or_path")
+    ranks = settings.judge_tensor_parallel_size
+    if resolve_device(settings.device) == "cpu" and ranks != 1:
+        raise ConfigError(
+            f"judge_tensor_parallel_size ({ranks}) needs {ranks} GPUs and device {settings.device!r} means "
+            "the CPU here; set it to 1"
+        )
+
+
+def genrm_process(settings: RewardSettings) -> ServerProcess:
+    """The GenRM's process, not yet started. Its log is `judge.log` in `log_dir`."""
+    port, device = free_port(settings.bind_address), resolve_device(settings.device)
+    command = vllm_command(
+        settings.judge_model_name_or_path,
+        port=port,
+        bind_address=settings.bind_address,
+        device=device,
+        dtype=settings.judge_dtype,
+        max_model_len=settings.judge_max_model_len,
+        max_num_seqs=settings.judge_max_num_seqs,
+        tensor_parallel_size=settings.judge_tensor_parallel_size,
+        gpu_memory_utilization=settings.judge_gpu_memory_utilization,
+        extra_args=["--trust-remote-code"] if settings.judge_trust_remote_code else [],
+    )
+    env = vllm_environment(
+        bind_address=settings.bind_address,
+        token_file=settings.token_file,
+        device=device,
+        tensor_parallel_size=settings.judge_tensor_parallel_size,
+    )
+    if os.path.isdir(settings.judge_model_name_or_path):
+        env.setdefault("HF_HUB_OFFLINE", "1")
+    log = Path(settings.log_dir) / "judge.log"
+    return ServerProcess("judge", command, env, log, url_of(settings.bind_address, port), _memory_advice(settings))
+
+
+def url_of(address: str, port: int) -> str:
+    """`http://address:port`, an IPv6 address in brackets."""
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _memory_advice(settings: RewardSettings) -> str:
+    return (
+        f"raise judge_tensor_parallel_size ({settings.judge_tensor_parallel_size}), halve judge_max_num_seqs "
+        f"({settings.judge_max_num_seqs}), or lower judge_max_model_len ({settings.judge_max_model_len}); "
+        "where something else holds part of the GPU, lower judge_gpu_memory_utilization "
+        f"({settings.judge_gpu_memory_utilization})"
+    )

@@ -1,0 +1,230 @@
+"""The real client against the real application, over a loopback socket; only the judge is a fake."""
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import uvicorn
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from reward_server.app import build_app
+from reward_server.client import RewardClient
+from reward_server.config import RewardSettings
+from reward_server.main import listen
+from reward_server.pairings import ring
+from wire.errors import ServiceError, Unauthorized
+from wire.judgement import Message, Verdict
+from wire.token import auth_headers
+
+TOKEN = "correct-horse"
+SEED = 11
+TURN = {"role": "user", "content": "sea?"}
+CONVERSATION = (Message(**TURN),)
+
+
+class FakeJudge:
+    """Scores an answer by the number it ends with; an answer `hang` never gets a verdict."""
+
+    def __init__(self) -> None:
+        self.asked = []
+        self.abandoned = 0
+        self.healthy = True
+
+    async def judge(self, conversation, responses, seed):
+        self.asked.append((tuple(conversation), tuple(responses), seed))
+        if "hang" in responses:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.abandoned += 1
+        if "missing" in responses:
+            return Verdict(missing="unreadable", text="???", attempts=3)
+        scores = tuple(float(response[-1]) for response in responses)
+        return Verdict(scores=scores, ranking=None if len(responses) == 1 else 3, text="…", prompt_tokens=9)
+
+    async def is_healthy(self):
+        return self.healthy
+
+
+@asynccontextmanager
+async def running(app):
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with listen(RewardSettings()) as listener:
+        serving = asyncio.create_task(server._serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@pytest.fixture
+def judge():
+    return FakeJudge()
+
+
+@pytest.fixture
+def app(judge):
+    return build_app(RewardSettings(), judge, TOKEN)
+
+
+def routes(app):
+    return sorted((method, re.sub(r"\{.*?\}", "x", route.path)) for route in app.routes for method in route.methods)
+
+
+async def given_text(text):
+    return text
+
+
+async def test_every_route_but_health_answers_401_without_the_token(app, judge):
+    known = routes(app)
+    assert {("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/v1/group"), ("POST", "/v1/judgement")} <= set(known)
+    async with running(app) as url, aiohttp.ClientSession() as session:
+        for method, path in [*known, ("GET", "/nowhere"), ("POST", "/health/x")]:
+            for headers in ({}, auth_headers("wrong")):
+                async with session.request(method, url + path, headers=headers) as reply:
+                    assert reply.status == (200 if path == "/health" else 401), (method, path)
+        async with session.get(f"{url}/openapi.json", headers=auth_headers(TOKEN)) as reply:
+            assert reply.status == 200 and "/v1/judgement" in (await reply.json())["paths"]
+    assert judge.asked == []
+
+
+async def test_health_follows_the_genrm(app, judge):
+    async with running(app) as url, aiohttp.ClientSession() as session:
+        for judge.healthy, status in ((True, 200), (False, 503), (True, 200)):
+            async with session.get(f"{url}/health") as reply:
+                assert reply.status == status
+
+
+async def test_a_verdict_makes_the_round_trip_unchanged(app, judge):
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+        assert await client.judge(CONVERSATION, ("a 4", "b 2"), 7) == Verdict(
+            scores=(4, 2), ranking=3, text="…", prompt_tokens=9
+        )
+        assert (await client.judge(CONVERSATION, ("a 4",), 8)).scores == (4,)
+        missing = await client.judge(CONVERSATION, ("missing",), 9)
+        assert missing == Verdict(missing="unreadable", text="???", attempts=3)
+    assert judge.asked[0] == (CONVERSATION, ("a 4", "b 2"), 7)
+
+
+async def test_a_ring_of_the_client_equals_a_group_of_the_server(app, judge):
+    texts = ["a 4", "b 2", "<think>never ends", "<think>c</think>c 5", ""]
+    order = {"conversation": [TURN], "responses": texts, "seed": SEED}
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+        by_client = await client.ring(CONVERSATION, [given_text(text) for text in texts], SEED)
+        asked_by_client = list(judge.asked)
+        judge.asked.clear()
+        async with (
+            aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session,
+            session.post(f"{url}/v1/group", json=order) as reply,
+        ):
+            by_server = await reply.json()
+    assert by_client.model_dump(mode="json") == by_server
+    assert by_client.scores == (4, 2, 1, 5, 1) and by_client.unjudged == (2, 4)
+    assert sorted(asked_by_client, key=str) == sorted(judge.asked, key=str)
+
+
+async def test_the_client_asks_about_a_pair_before_the_last_completion_exists(app, judge):
+    order = ring(3, SEED)
+    completions = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+        task = asyncio.create_task(client.ring(CONVERSATION, completions, SEED))
+        completions[order[0]].set_result("a 4")
+        completions[order[1]].set_result("b 2")
+        while not judge.asked:
+            await asyncio.sleep(0.01)
+        assert [responses for _, responses, _ in judge.asked] == [("a 4", "b 2")]
+        completions[order[2]].set_result("c 3")
+        assert None not in (await task).scores
+
+
+async def test_a_missing_verdict_leaves_a_hole_and_no_number(app):
+    texts = ["a 4", "missing", "c 5", "d 3"]
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+        group = await client.ring(CONVERSATION, [given_text(text) for text in texts], SEED)
+    order = ring(4, SEED)
+    opposite = order[(order.index(1) + 2) % 4]
+    assert group.scores == tuple(float(texts[k][-1]) if k == opposite else None for k in range(4))
+
+
+async def test_check_says_who_judges(app):
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+        info = await client.check()
+    assert info["model"] == RewardSettings.judge_model_name_or_path and info["dialect"] == "boxed"
+    assert info["limits"]["timeout_s"] == 900 and info["tie_break"] == 0.08
+
+
+async def test_a_wrong_token_is_said_so_by_every_call(app):
+    async with running(app) as url, RewardClient(url, "wrong", timeout_s=5) as client:
+        for call in (
+            client.check(),
+            client.judge(CONVERSATION, ("a 4",), 7),
+            client.ring(CONVERSATION, [given_text("a 4"), given_text("b 2")], SEED),
+        ):
+            with pytest.raises(Unauthorized, match=re.escape(url)):
+                await call
+
+
+async def test_check_names_the_url_where_nobody_answers_or_somebody_else_does():
+    url = f"http://127.0.0.1:{unused_port()}"
+    async with RewardClient(url, TOKEN, timeout_s=5) as client:
+        with pytest.raises(ServiceError, match=re.escape(url)):
+            await client.check()
+    async with TestServer(web.Application()) as other:
+        url = str(other.make_url("")).rstrip("/")
+        async with RewardClient(url, TOKEN, timeout_s=5) as client:
+            with pytest.raises(ServiceError, match=f"{re.escape(url)} is no reward service: HTTP 404"):
+                await client.check()
+            assert (await client.judge(CONVERSATION, ("a 4",), 7)).missing == "refused"
+
+
+async def test_a_deadline_and_a_lost_service_are_missing_verdicts_and_no_errors(app, judge):
+    async with RewardClient(f"http://127.0.0.1:{unused_port()}", TOKEN, timeout_s=0.3) as client:
+        assert (await client.judge(CONVERSATION, ("a 4",), 7)).missing == "server_lost"
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=0.3) as client:
+        assert (await client.judge(CONVERSATION, ("hang",), 7)).missing == "timeout"
+
+
+async def test_a_service_that_comes_back_within_the_deadline_is_asked_again(app):
+    port = unused_port()
+    config = uvicorn.Config(app, port=port, lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    async with RewardClient(f"http://127.0.0.1:{port}", TOKEN, timeout_s=10) as client:
+        task = asyncio.create_task(client.judge(CONVERSATION, ("a 4",), 7))
+        await asyncio.sleep(0.2)
+        serving = asyncio.create_task(server._serve())
+        verdict = await task
+        server.should_exit = True
+        await serving
+    assert verdict.scores == (4,)
+
+
+async def test_the_judge_is_told_to_stop_when_the_client_hangs_up(app, judge):
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=0.2) as client:
+        await client.judge(CONVERSATION, ("hang",), 7)
+        while not judge.abandoned:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {},
+        {"conversation": [], "responses": ["a"]},
+        {"conversation": [TURN], "responses": []},
+        {"conversation": [TURN], "responses": ["a"], "seed": -1},
+        {"conversation": [TURN], "responses": ["a"], "k": 4},
+    ],
+)
+async def test_a_malformed_request_is_answered_422(app, judge, order):
+    async with running(app) as url, aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
+        for path in ("/v1/judgement", "/v1/group"):
+            async with session.post(url + path, json=order) as reply:
+                assert reply.status == 422
+    assert judge.asked == []

@@ -1,0 +1,161 @@
+"""The judge against a small server that speaks vLLM's chat route."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from reward_server.config import RewardSettings
+from reward_server.judge import RETRY_TEMPERATURE, Judge
+from reward_server.peer import open_session
+from wire.judgement import Message
+
+CONVERSATION = (Message(role="user", content="sea?"),)
+SCORES = "[The Begin of Individual Scores]\\boxed{4, 2}[The End of Individual Scores]"
+GOOD = f"<think>hm</think>{SCORES}[The Begin of Ranking Score]\\boxed{{2}}[The End of Ranking Score]"
+TOO_LONG = {"error": {"message": "This model's maximum context length is 40000 tokens. However, ...", "code": 400}}
+
+
+def generation(text, finish="stop"):
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    return 200, {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+
+
+@dataclass
+class FakeGenRM:
+    """Answers with `script`, one entry a request, the last one for ever; `hang` is an answer that never comes."""
+
+    script: list
+    requests: list = field(default_factory=list)
+    tokens: list = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    hung_up: int = 0
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(await request.json())
+        self.tokens.append(request.headers.get("Authorization"))
+        entry = self.script[min(len(self.requests), len(self.script)) - 1]
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(3600 if entry == "hang" else 0.01)
+        finally:
+            self.in_flight -= 1
+            self.hung_up += entry == "hang"
+        if entry == "disconnect":
+            request.transport.close()
+            return web.Response()
+        status, body = entry
+        return web.json_response(body, status=status)
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+
+@asynccontextmanager
+async def judge_with(*script, **settings):
+    fake = FakeGenRM(list(script))
+    app = web.Application()
+    app.add_routes([web.post("/v1/chat/completions", fake.chat), web.get("/health", fake.health)])
+    async with TestServer(app, handler_cancellation=True) as server, open_session() as session:
+        url = str(server.make_url("")).rstrip("/")
+        yield Judge(session, url, "secret", RewardSettings(judge_model_name_or_path="m", **settings)), fake
+
+
+async def test_a_readable_output_becomes_numbers_with_their_provenance():
+    async with judge_with(generation(GOOD)) as (judge, fake):
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert (verdict.scores, verdict.ranking, verdict.missing, verdict.text) == ((4, 2), 2, None, GOOD)
+    assert (verdict.attempts, verdict.prompt_tokens, verdict.completion_tokens) == (1, 10, 5)
+    assert verdict.server.startswith("http://127.0.0.1:") and 0 < verdict.seconds < 5
+    (request,) = fake.requests
+    assert [message["role"] for message in request["messages"]] == ["user", "response_1", "response_2"]
+    assert (request["model"], request["temperature"], request["seed"], request["max_tokens"]) == ("m", 0.0, 7, 8192)
+    assert request["skip_special_tokens"] is False
+    assert fake.tokens == ["Bearer secret"]
+
+
+async def test_an_unreadable_output_is_asked_for_again_warmer_and_with_another_seed():
+    async with judge_with(generation("no numbers"), generation(None), generation(GOOD)) as (judge, fake):
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert verdict.scores == (4, 2) and verdict.attempts == 3
+    assert (verdict.prompt_tokens, verdict.completion_tokens) == (30, 15)
+    assert [request["temperature"] for request in fake.requests] == [0.0, RETRY_TEMPERATURE, RETRY_TEMPERATURE]
+    assert len({request["seed"] for request in fake.requests}) == 3
+
+
+@pytest.mark.parametrize(
+    "reply", [generation("</think>\\boxed{99}"), generation(GOOD, "abort"), (200, {"odd": 1}), (200, [])]
+)
+async def test_what_stays_unreadable_is_missing_and_has_no_numbers(reply):
+    async with judge_with(reply, judge_retries=1) as (judge, fake):
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert (verdict.missing, verdict.scores, verdict.ranking) == ("unreadable", None, None)
+    assert verdict.attempts == len(fake.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "missing"),
+    [(generation(GOOD, "length"), "too_long"), ((400, TOO_LONG), "too_long"), ((413, {}), "too_long"),
+     ((400, {"error": {"message": "bad role"}}), "refused"), ((401, {}), "refused"), ((404, {}), "refused")],
+)  # fmt: skip
+async def test_a_refusal_and_an_output_that_was_cut_are_not_asked_for_again(reply, missing):
+    async with judge_with(reply) as (judge, fake):
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert (verdict.missing, verdict.scores) == (missing, None)
+    assert len(fake.requests) == 1
+
+
+async def test_a_verdict_that_takes_too_long_is_missing_and_its_request_is_hung_up():
+    async with judge_with("hang", judge_timeout_s=0.2) as (judge, fake):
+        started = time.monotonic()
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+        assert (verdict.missing, verdict.scores) == ("timeout", None) and time.monotonic() - started < 2
+        while not fake.hung_up:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_server_error_and_a_lost_connection_are_retried():
+    async with judge_with((500, {}), "disconnect", (503, {}), (429, {}), generation(GOOD)) as (judge, _):
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert verdict.scores == (4, 2) and verdict.attempts == 5
+
+
+@pytest.mark.parametrize("trouble", [(500, {}), "disconnect"])
+async def test_a_server_that_stays_down_is_lost_when_the_deadline_strikes(trouble):
+    async with judge_with(trouble, judge_timeout_s=0.5) as (judge, _):
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert (verdict.missing, verdict.scores) == ("server_lost", None) and verdict.attempts > 1
+
+
+async def test_nobody_listening_is_a_lost_server_and_is_not_healthy():
+    async with open_session() as session:
+        settings = RewardSettings(judge_timeout_s=0.3)
+        judge = Judge(session, f"http://127.0.0.1:{unused_port()}", "secret", settings)
+        assert (await judge.judge(CONVERSATION, ("a",), seed=7)).missing == "server_lost"
+        assert not await judge.is_healthy()
+
+
+async def test_no_more_requests_are_in_flight_than_allowed():
+    async with judge_with(generation(GOOD), judge_max_in_flight=3) as (judge, fake):
+        verdicts = await asyncio.gather(*(judge.judge(CONVERSATION, ("a", "b"), seed=i) for i in range(12)))
+        assert await judge.is_healthy()
+    assert all(verdict.scores == (4, 2) for verdict in verdicts) and fake.most_in_flight == 3
+
+
+async def test_waiting_for_a_place_counts_towards_the_deadline():
+    async with judge_with("hang", judge_max_in_flight=1, judge_timeout_s=0.2) as (judge, fake):
+        verdicts = await asyncio.gather(*(judge.judge(CONVERSATION, ("a", "b"), seed=i) for i in range(3)))
+    assert {verdict.missing for verdict in verdicts} == {"timeout"} and len(fake.requests) == 1
+
+
+async def test_a_conversation_the_dialect_cannot_write_is_refused_without_a_request():
+    async with judge_with(generation(GOOD)) as (judge, fake):
+        verdict = await judge.judge((Message(role="response_1", content="x"),), ("a", "b"), seed=7)
+    assert verdict.missing == "refused" and not fake.requests and verdict.attempts == 0

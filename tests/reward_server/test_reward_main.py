@@ -1,0 +1,131 @@
+"""The service's life: the GenRM starts, answers, dies, or is told to stop. The GenRM here is a small HTTP server."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from reward_server.config import RewardSettings
+from reward_server.main import listen, main, serve
+from wire.errors import ConfigError, ServiceError
+from wire.process import ServerProcess, free_port
+
+SERVER = """
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *args): pass
+time.sleep(float(sys.argv[2]))
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return RewardSettings(log_dir=str(tmp_path), startup_timeout_s=20.0)
+
+
+def genrm(tmp_path, code=SERVER, delay_s=0.0):
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-c", code, str(port), str(delay_s)]
+    url = f"http://127.0.0.1:{port}"
+    return ServerProcess("judge", command, dict(os.environ), tmp_path / "judge.log", url, "lower judge_max_num_seqs")
+
+
+async def printed_url(capsys):
+    text = ""
+    while "reward service" not in text:
+        await asyncio.sleep(0.02)
+        text += capsys.readouterr().out
+    return text.split()[-1]
+
+
+def health(url):
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+async def wait_for_api(url):
+    while True:
+        try:
+            return await asyncio.to_thread(health, url)
+        except OSError:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+async def test_the_url_is_printed_when_the_genrm_answers_and_a_signal_ends_both(settings, tmp_path, capsys, sign):
+    process = genrm(tmp_path)
+    with listen(settings) as listener:
+        serving = asyncio.create_task(serve(settings, "secret", listener, process))
+        url = await printed_url(capsys)
+        assert await asyncio.to_thread(health, url) == 200
+        os.kill(os.getpid(), sign)
+        await asyncio.wait_for(serving, 10)
+    assert not process.is_alive()
+
+
+async def test_the_api_is_open_and_unhealthy_while_the_genrm_loads_and_stops_when_told_to(settings, tmp_path):
+    process = genrm(tmp_path, delay_s=60)
+    with listen(settings) as listener:
+        serving = asyncio.create_task(serve(settings, "secret", listener, process))
+        assert await wait_for_api(f"http://127.0.0.1:{listener.getsockname()[1]}") == 503
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(serving, 10)
+    assert not process.is_alive()
+
+
+async def test_the_death_of_the_genrm_ends_the_service_with_its_last_words(settings, tmp_path, capsys):
+    process = genrm(tmp_path)
+    with listen(settings) as listener:
+        serving = asyncio.create_task(serve(settings, "secret", listener, process))
+        url = await printed_url(capsys)
+        os.killpg(process.pid, signal.SIGKILL)
+        with pytest.raises(ServiceError, match="judge ended with exit code -9"):
+            await asyncio.wait_for(serving, 10)
+    with pytest.raises(OSError):
+        health(url)
+
+
+async def test_a_genrm_without_memory_says_what_to_lower(settings, tmp_path):
+    process = genrm(tmp_path, code="raise SystemExit('torch.OutOfMemoryError: CUDA out of memory')")
+    with listen(settings) as listener, pytest.raises(ServiceError, match=r"exit code 1.*lower judge_max_num_seqs"):
+        await serve(settings, "secret", listener, process)
+
+
+async def test_a_genrm_that_never_answers_is_given_up_and_stopped(settings, tmp_path):
+    settings.startup_timeout_s = 0.3
+    process = genrm(tmp_path, delay_s=60)
+    with listen(settings) as listener, pytest.raises(ServiceError, match=r"did not answer .*judge\.log"):
+        await serve(settings, "secret", listener, process)
+    assert not process.is_alive()
+
+
+def test_a_taken_port_is_a_mistake_of_the_settings(settings):
+    with listen(settings) as listener:
+        settings.reward_port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"reward_port {settings.reward_port} .*in use"):
+            listen(settings)
+
+
+def test_a_mistake_is_found_before_a_token_is_made_or_a_server_started(tmp_path):
+    token = tmp_path / "token"
+    with pytest.raises(ConfigError, match="judge_model_name_or_path"):
+        main(["--judge_model_name_or_path", "./nowhere", "--token_file", str(token), "--log_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_ends_with_code_2_and_one_line_on_a_mistake():
+    command = [sys.executable, "-m", "reward_server.main", "--judge_model_name_or_path", "./nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and "error: judge_model_name_or_path" in done.stderr.splitlines()[-1]

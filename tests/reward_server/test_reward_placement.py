@@ -1,0 +1,17 @@
+"""The actor's class, without a cluster: it supervises the real program, which here finds a mistake in its settings."""
+
+import pytest
+
+from reward_server.placement import RewardHost
+from wire.errors import ServiceError
+
+
+def test_a_service_that_cannot_start_says_why_and_stopping_it_is_harmless(tmp_path):
+    host = RewardHost(["--judge_model_name_or_path", "./nowhere"], "127.0.0.1", str(tmp_path), 30.0)
+    with pytest.raises(ServiceError, match="reward service ended with exit code None"):
+        host.check()
+    with pytest.raises(ServiceError, match=r"exit code 2.*judge_model_name_or_path './nowhere'"):
+        host.start()
+    with pytest.raises(ServiceError, match="exit code 2"):
+        host.check()
+    host.stop()

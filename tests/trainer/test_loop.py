@@ -1,0 +1,121 @@
+"""Test no. 1: the loop with fakes, and its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from trainer.config import RunSettings
+from trainer.group import Group
+from trainer.loop import train
+from trainer.prompts import Prompt, PromptStream
+from trainer.stats import StepStats
+from wire.errors import ServiceError
+from wire.generation import Completion, PolicyVersion, VersionSpan
+from wire.judgement import GroupVerdict
+
+
+class World:
+    """All the loop's collaborators; `events` is what happened, in order."""
+
+    def __init__(self, settings: RunSettings, stamp_behind: int = 0) -> None:
+        self.settings, self.stamp_behind = settings, stamp_behind
+        self.events: list[str] = []
+        self.lags: list[int] = []
+        self.live = PolicyVersion(0, 0)
+        self.num_ranks = 1
+
+    async def collect(self, prompt: Prompt) -> Group:
+        self.events.append(f"collect {prompt.occurrence}")
+        stamp = PolicyVersion(0, self.live.step - self.stamp_behind).label
+        spans = (VersionSpan(stamp, 0, 1),)
+        completions = [Completion(i, (7,), (-0.1,), True, spans) for i in range(self.settings.rloo_k)]
+        scores = [float(i + 1) for i in range(self.settings.rloo_k)]
+        verdict = GroupVerdict(scores=tuple(scores), verdicts=())
+        zeros = [0.0] * len(scores)
+        return Group(prompt, completions, ["x"] * len(scores), verdict, scores, scores, zeros, zeros, {})
+
+    async def step(self, batch: Sequence[Sequence[Any]]) -> StepStats:
+        self.events.append(f"step {sum(part.denominator for part in batch[0])}")
+        return StepStats()
+
+    async def publish(self, version: PolicyVersion) -> None:
+        self.events.append(f"publish {version.label}")
+        self.live = version
+
+    async def checkpoint(self, version: PolicyVersion, next_prompt: int) -> None:
+        self.events.append(f"checkpoint {version.label} {next_prompt}")
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        yield
+
+    def record(
+        self,
+        version: PolicyVersion,
+        groups: Sequence[Group],
+        stats: StepStats,
+        *,
+        lags: Sequence[int],
+        num_dropped: int,
+    ) -> None:
+        self.events.append(f"record {version.label} {[group.prompt.occurrence for group in groups]}")
+        self.lags += lags
+
+
+def settings_for(max_lag: int) -> RunSettings:
+    """Two prompts a step, three steps."""
+    return RunSettings(
+        rloo_k=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        total_episodes=12,
+        max_lag=max_lag,
+        device="cpu",
+    )
+
+
+async def run(world: World) -> PolicyVersion:
+    prompts = PromptStream([Prompt(i, (), (1, 2)) for i in range(50)], seed=1)
+    return await train(
+        world.settings,
+        version=world.live,
+        prompts=prompts,
+        collect=world.collect,
+        learner=world,
+        publish=world.publish,
+        checkpoint=world.checkpoint,
+        journal=world,
+    )
+
+
+async def test_on_policy_the_order_is_collect_step_publish_record_checkpoint() -> None:
+    world = World(settings_for(max_lag=0))
+    assert await run(world) == PolicyVersion(0, 3)
+    assert world.events[:7] == [
+        "collect 0",
+        "collect 1",
+        "step 4",
+        "publish 0.1",
+        "record 0.1 [0, 1]",
+        "checkpoint 0.1 2",
+        "collect 2",
+    ]
+    assert set(world.lags) == {0}
+
+
+@pytest.mark.parametrize("max_lag", [0, 1, 3])
+async def test_lag_never_exceeds_max_lag_and_groups_are_trained_on_in_order(max_lag: int) -> None:
+    world = World(settings_for(max_lag))
+    await run(world)
+    assert max(world.lags) == min(max_lag, 2)
+    records = [event for event in world.events if event.startswith("record")]
+    assert records == ["record 0.1 [0, 1]", "record 0.2 [2, 3]", "record 0.3 [4, 5]"]
+
+
+async def test_a_completion_older_than_max_lag_ends_the_run() -> None:
+    with pytest.raises(ServiceError, match="must not train on with max_lag 0"):
+        await run(World(settings_for(max_lag=0), stamp_behind=1))

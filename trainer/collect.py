@@ -1,0 +1,167 @@
+"""One group's whole way: K completions, the ring of verdicts, both log-probs, the rewards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from trainer.batch import Sample
+from trainer.config import RunSettings
+from trainer.group import Group
+from trainer.prompts import Prompt, hash_seed
+from trainer.rloo import assemble_reward
+from wire.errors import PromptDropped
+from wire.generation import Completion, PolicyVersion
+from wire.judgement import GroupVerdict, Message
+
+Logprobs = tuple[Sequence[float], Sequence[float]]  # own and reference, one entry a completion token
+
+
+class Rollouts(Protocol):
+    """The fleet as a writer of completions; `rollout_server.client.RolloutClient` is the real one."""
+
+    def generate(
+        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str]
+    ) -> AbstractAsyncContextManager[Sequence[asyncio.Future[Completion]]]: ...
+
+
+class Judge(Protocol):
+    """The reward service; `reward_server.client.RewardClient` is the real one."""
+
+    async def ring(
+        self, conversation: Sequence[Message], completions: Sequence[asyncio.Future[str | None]], seed: int
+    ) -> GroupVerdict: ...
+
+
+class Reference(Protocol):
+    """The learner's no-grad pass."""
+
+    async def reference(self, samples: Sequence[Sample]) -> list[Logprobs]: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A prompt's completions with the judge's verdict; `seconds` of the stages generate and judge."""
+
+    completions: Sequence[Completion]
+    texts: Sequence[str]
+    verdict: GroupVerdict
+    seconds: dict[str, float]
+
+
+class Collector:
+    """Makes groups of prompts.
+
+    Args:
+        settings: the run's.
+        rollouts, judge, learner: its three collaborators.
+        decode: token ids of a completion -> text for the judge.
+        version: the version whose weights are live.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        rollouts: Rollouts,
+        judge: Judge,
+        learner: Reference,
+        decode: Callable[[Sequence[int]], str],
+        version: Callable[[], PolicyVersion],
+    ) -> None:
+        self._settings, self._rollouts, self._judge, self._learner = settings, rollouts, judge, learner
+        self._decode, self._version = decode, version
+        self.num_at: Counter[str] = Counter()  # groups at each stage: who waits for whom
+
+    def slowest(self) -> str:
+        """The stage that most groups are at."""
+        return max(self.num_at, key=lambda stage: self.num_at[stage], default="nobody")
+
+    async def judged(self, prompt: Prompt, *, purpose: str = "train") -> Judged:
+        """Completions and the judge's verdict. Each pair is judged as soon as both are written."""
+        settings = self._settings
+        seed = hash_seed(settings.seed, purpose, prompt.occurrence, self._version().label)
+        ring_seed = hash_seed(settings.seed, purpose, prompt.occurrence)
+        conversation = [Message(**turn) for turn in prompt.conversation]
+        generating = self._rollouts.generate(
+            prompt.token_ids, settings.rloo_k, seed=seed, salt=lambda: self._version().label
+        )
+        seconds: dict[str, float] = {}
+        async with generating as futures:
+            texts = [asyncio.ensure_future(self._text(future)) for future in futures]
+            ring = asyncio.ensure_future(self._judge.ring(conversation, texts, ring_seed))
+            try:
+                with self._at("replicas", seconds, "generate"):
+                    completions = await asyncio.gather(*(asyncio.shield(future) for future in futures))
+                with self._at("the judge", seconds, "judge"):
+                    verdict = await ring
+            finally:
+                for task in (ring, *texts):
+                    task.cancel()
+                await asyncio.gather(ring, *texts, return_exceptions=True)
+        return Judged(completions, [self._decode(c.token_ids) for c in completions], verdict, seconds)
+
+    async def _text(self, future: asyncio.Future[Completion]) -> str | None:
+        return self._decode((await asyncio.shield(future)).token_ids)
+
+    @contextmanager
+    def _at(self, stage: str, seconds: dict[str, float], name: str) -> Iterator[None]:
+        self.num_at[stage] += 1
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds[name] = time.monotonic() - started
+            self.num_at[stage] -= 1
+
+    async def __call__(self, prompt: Prompt) -> Group:
+        """The whole group.
+
+        Raises:
+            PromptDropped: fewer than two completions have a score.
+        """
+        judged = await self.judged(prompt)
+        num_scores = sum(score is not None for score in judged.verdict.scores)
+        if num_scores < 2:
+            raise PromptDropped(
+                f"prompt {prompt.occurrence}: {num_scores} of {len(judged.completions)} completions have a score"
+            )
+        samples = [Sample(prompt.token_ids, c.token_ids, c.logprobs) for c in judged.completions]
+        with self._at("the reference pass", judged.seconds, "reference"):
+            logprobs = await self._learner.reference(samples)
+        return self._assemble(prompt, judged, logprobs)
+
+    def _assemble(self, prompt: Prompt, judged: Judged, logprobs: Sequence[Logprobs]) -> Group:
+        settings = self._settings
+        kl_K = [sum(own) - sum(reference) for own, reference in logprobs]
+        scores_K: list[float | None] = []
+        rewards_K: list[float | None] = []
+        for completion, score, kl in zip(judged.completions, judged.verdict.scores, kl_K, strict=True):
+            if score is None:
+                scores_K.append(None)
+                rewards_K.append(None)
+                continue
+            penalised, reward = assemble_reward(
+                score,
+                finished=completion.finished,
+                kl=kl,
+                kl_coef=settings.kl_coef,
+                missing_eos_penalty=settings.missing_eos_penalty,
+            )
+            scores_K.append(penalised)
+            rewards_K.append(reward)
+        return Group(
+            prompt=prompt,
+            completions=judged.completions,
+            texts=judged.texts,
+            verdict=judged.verdict,
+            scores_K=scores_K,
+            rewards_K=rewards_K,
+            kl_K=kl_K,
+            entropy_K=[-sum(own) for own, _ in logprobs],
+            seconds=judged.seconds,
+        )

@@ -1,0 +1,72 @@
+"""Held-out prompts, answered by the current policy and judged like any group."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from trainer.collect import Collector
+from trainer.prompts import Prompt
+from wire.errors import ConfigError
+
+Truth = Callable[[list[dict[str, str]], str], float]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Means over the completions of the held-out prompts: the judge's score, and the true one where it is known.
+
+    `num_missing` of `num_completions` have no score and take no part in the judge's mean.
+    """
+
+    score: float | None
+    truth: float | None
+    num_completions: int
+    num_missing: int
+
+
+def load_truth(name: str | None) -> Truth | None:
+    """The function that `module:function` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name is None:
+        return None
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"truth_function {name!r} cannot be loaded: {error}; give module:function") from error
+
+
+async def evaluate_held_out(
+    collector: Collector, prompts: Sequence[Prompt], truth: Truth | None, title: str
+) -> HeldOut:
+    """Answer and judge every prompt K times at the training's own sampling."""
+    scores: list[float] = []
+    truths: list[float] = []
+    num = 0
+    tasks = [asyncio.create_task(collector.judged(prompt, purpose="held-out")) for prompt in prompts]
+    try:
+        with tqdm(total=len(tasks), desc=title, unit="prompt", leave=False, mininterval=1.0) as bar:
+            for prompt, task in zip(prompts, tasks, strict=True):
+                judged = await task
+                bar.update()
+                num += len(judged.texts)
+                scores += [score for score in judged.verdict.scores if score is not None]
+                if truth is not None:
+                    truths += [truth(list(prompt.conversation), text) for text in judged.texts]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return HeldOut(_mean(scores), _mean(truths), num, num - len(scores))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,50 @@
+"""A group: one prompt with its K completions, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.batch import Sample
+from trainer.prompts import Prompt
+from trainer.rloo import leave_one_out
+from wire.generation import Completion, PolicyVersion
+from wire.judgement import GroupVerdict
+
+
+@dataclass(frozen=True)
+class Group:
+    """All lists have one entry a completion (K).
+
+    `kl_K`: sum over tokens of log pi - log pi_ref; `entropy_K`: sum of -log pi of the sampled tokens (nats, by the
+    learner's own log-probs). `scores_K` (after the missing-EOS penalty) and `rewards_K` are None where the judge's
+    score is missing. `seconds` is the wall time of each stage: generate, judge (from the last completion on), reference.
+    """
+
+    prompt: Prompt
+    completions: Sequence[Completion]
+    texts: Sequence[str]
+    verdict: GroupVerdict
+    scores_K: Sequence[float | None]
+    rewards_K: Sequence[float | None]
+    kl_K: Sequence[float]
+    entropy_K: Sequence[float]
+    seconds: Mapping[str, float]
+
+    @property
+    def advantages_K(self) -> list[float | None]:
+        """Leave-one-out advantages over the completions that have a reward."""
+        return leave_one_out(self.rewards_K)
+
+    @property
+    def oldest_version(self) -> PolicyVersion:
+        """The oldest weights that wrote any token of the group."""
+        return min(PolicyVersion.parse(span.version) for c in self.completions for span in c.versions)
+
+    def samples(self) -> list[Sample]:
+        """What is trained on: the completions with an advantage."""
+        return [
+            Sample(self.prompt.token_ids, completion.token_ids, completion.logprobs, advantage)
+            for completion, advantage in zip(self.completions, self.advantages_K, strict=True)
+            if advantage is not None
+        ]

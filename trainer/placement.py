@@ -1,0 +1,104 @@
+"""The trainer's door to Ray: the cluster of a run, and the learner ranks on it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from trainer.config import RunSettings
+from wire.engine import resolve_device
+from wire.errors import ConfigError, ServiceError
+
+OBJECT_STORE_BYTES = 256 * 2**20  # batches and texts; weights never pass through it
+STOP_TIMEOUT_S = 45.0  # the reward service takes up to 30 s to end its GenRM
+
+
+@contextmanager
+def ray_cluster(settings: RunSettings) -> Iterator[None]:
+    """Join the cluster at `ray_address`, or hold an embedded one that ends with the block.
+
+    An embedded cluster listens on the loopback interface only and asks for a token of its own.
+
+    Raises:
+        ConfigError: no cluster answers at `ray_address`.
+    """
+    if settings.ray_address:
+        try:
+            ray.init(address=settings.ray_address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(f"ray_address {settings.ray_address!r}: {error}; start one with `ray up`") from error
+    else:
+        _start_embedded(settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_embedded(settings: RunSettings) -> None:
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray replaces a loopback address by the host's public one where clusters are possible, and then listens on every
+    # interface; a run on one host needs neither. (The switch is named for the systems that lack clusters.)
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=max(os.cpu_count() or 1, settings.num_learner_ranks),
+        resources={"rollout": max(settings.replicas, 1), "reward": 1, "learner": settings.num_learner_ranks},
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+
+
+def place_learner(settings: RunSettings) -> list[Any]:
+    """An actor handle for each learner rank, packed on nodes with the resource `learner`.
+
+    Raises:
+        ServiceError: the cluster has no room for them within `startup_timeout_s`.
+    """
+    from trainer.learner import LearnerRank
+
+    is_cuda = resolve_device(settings.device) == "cuda"
+    bundle = {"learner": 1.0} | ({"GPU": 1.0} if is_cuda else {})
+    group = placement_group([bundle] * settings.num_learner_ranks, strategy="PACK")
+    if not group.wait(settings.startup_timeout_s):
+        raise ServiceError(
+            f"no room for {settings.num_learner_ranks} learner ranks: each needs {bundle}, the cluster has "
+            f"{ray.available_resources()} free"
+        )
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    if not is_cuda:
+        threads = max(1, (os.cpu_count() or 1) // settings.num_learner_ranks)
+        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+    if settings.bind_address.startswith("127."):
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    actor = ray.remote(LearnerRank)
+    return [
+        actor.options(
+            num_cpus=0,
+            num_gpus=1 if is_cuda else 0,
+            resources={"learner": 1},
+            runtime_env={"env_vars": environment},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+        ).remote(settings, rank)
+        for rank in range(settings.num_learner_ranks)
+    ]
+
+
+def stop_host(host: Any) -> None:
+    """End a server through its actor, then the actor; a dead actor's server was ended by the supervisor."""
+    try:
+        ray.get(host.stop.remote(), timeout=STOP_TIMEOUT_S)
+    except (ray.exceptions.RayError, TimeoutError):
+        pass
+    ray.kill(host)

@@ -1,0 +1,153 @@
+"""The learner as the driver sees it: all ranks at once, every call with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.batch import MiniBatch, Sample, pack_for_ranks
+from trainer.collect import Logprobs
+from trainer.config import RunSettings
+from trainer.stats import StepStats, merge
+from wire.errors import ServiceError
+from wire.generation import PolicyVersion
+
+
+class Learner:
+    """The learner ranks, driven together.
+
+    Args:
+        actors: a handle for each rank, in rank order; their methods are those of `LearnerRank`.
+        settings: the run's.
+    """
+
+    def __init__(self, actors: Sequence[Any], settings: RunSettings) -> None:
+        self._actors, self._settings = list(actors), settings
+        # One call at a time over all ranks: every pass is a collective, so all must run them in one order.
+        self._lock = asyncio.Lock()
+        self._waiting: list[tuple[Sequence[Sample], asyncio.Future[list[Logprobs]]]] = []
+        self._scorer: asyncio.Task[None] | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        """Learner ranks."""
+        return len(self._actors)
+
+    async def setup(self, host: str) -> dict[str, Any]:
+        """Load the policy on every rank; returns rank 0's facts about it."""
+        port = await self._wait([self._actors[0].pick_port.remote()], "pick_port")
+        async with self._lock:
+            return (await self._on_all("setup", *[(host, port[0])] * self.num_ranks))[0]
+
+    async def reference(self, samples: Sequence[Sample]) -> list[Logprobs]:
+        """Own and reference log-probs of each sample. Groups that wait together are scored together."""
+        future: asyncio.Future[list[Logprobs]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((samples, future))
+        if self._scorer is None or self._scorer.done():
+            self._scorer = asyncio.create_task(self._score_waiting())
+        return await future
+
+    async def _score_waiting(self) -> None:
+        while self._waiting:
+            async with self._lock:
+                taken = self._take_waiting()
+                try:
+                    results = await self._reference_pass([sample for samples, _ in taken for sample in samples])
+                except BaseException as error:
+                    for _, future in taken:
+                        if not future.done():
+                            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                    raise
+            start = 0
+            for samples, future in taken:
+                if not future.done():
+                    future.set_result(results[start : start + len(samples)])
+                start += len(samples)
+
+    def _take_waiting(self) -> list[tuple[Sequence[Sample], asyncio.Future[list[Logprobs]]]]:
+        """Whole groups, up to local_rollout_forward_batch_size completions a rank (one group at the least)."""
+        room = self._settings.local_rollout_forward_batch_size * self.num_ranks
+        taken = [self._waiting.pop(0)]
+        size = len(taken[0][0])
+        while self._waiting and size + len(self._waiting[0][0]) <= room:
+            taken.append(self._waiting.pop(0))
+            size += len(taken[-1][0])
+        return taken
+
+    async def _reference_pass(self, samples: Sequence[Sample]) -> list[Logprobs]:
+        shares = pack_for_ranks(samples, self.num_ranks, self._settings.microbatch_tokens)
+        replies = await self._on_all("reference", *[(micro_batches,) for micro_batches in shares])
+        by_sample: dict[int, Logprobs] = {}  # by identity: two completions can be equal
+        for micro_batches, reply in zip(shares, replies, strict=True):
+            for micro_batch, rows in zip(micro_batches, reply, strict=True):
+                by_sample.update((id(sample), row) for sample, row in zip(micro_batch, rows, strict=True))
+        return [by_sample[id(sample)] for sample in samples]
+
+    async def step(self, batch: Sequence[Sequence[MiniBatch]]) -> StepStats:
+        """One step of the loop; `batch[rank]` is a rank's share."""
+        async with self._lock:
+            return merge(await self._on_all("step", *[(list(share),) for share in batch]))
+
+    async def open_transfer(self, members: Sequence[tuple[str, int]]) -> None:
+        """Form the transfer group with the fleet."""
+        async with self._lock:
+            await self._on_all("open_transfer", *[(list(members),)] * self.num_ranks)
+
+    async def send_weights(self, version: PolicyVersion) -> None:
+        """Push the current weights, labelled `version`."""
+        async with self._lock:
+            await self._on_all("send_weights", *[(version,)] * self.num_ranks)
+
+    async def save(self, folder: str) -> None:
+        """Write all ranks' parts of a checkpoint."""
+        async with self._lock:
+            await self._on_all("save", *[(folder,)] * self.num_ranks)
+
+    async def load(self, folder: str) -> None:
+        """Restore all ranks from a checkpoint."""
+        async with self._lock:
+            await self._on_all("load", *[(folder,)] * self.num_ranks)
+
+    async def export(self, folder: str) -> None:
+        """Write the policy in Hugging Face format."""
+        async with self._lock:
+            await self._on_all("export", *[(folder,)] * self.num_ranks)
+
+    async def close(self) -> None:
+        """Leave every group; errors are of no interest any more."""
+        if self._scorer is not None:
+            self._scorer.cancel()
+        calls = [actor.close.remote() for actor in self._actors]
+        await asyncio.wait([asyncio.ensure_future(_as_coroutine(call)) for call in calls], timeout=10.0)
+
+    async def _on_all(self, method: str, *arguments: tuple[Any, ...]) -> list[Any]:
+        calls = [getattr(actor, method).remote(*args) for actor, args in zip(self._actors, arguments, strict=True)]
+        return await self._wait(calls, method)
+
+    async def _wait(self, calls: Sequence[Any], method: str) -> list[Any]:
+        """All replies; the first rank that fails fails the call, for the others may wait for it in a collective."""
+        tasks = {asyncio.ensure_future(_as_coroutine(call)): rank for rank, call in enumerate(calls)}
+        timeout_s = self._settings.learner_timeout_s
+        done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            error = task.exception()
+            if error is not None:
+                raise ServiceError(f"learner rank {tasks[task]}: {method}: {_cause(error)}") from error
+        if pending:
+            late = ", ".join(str(tasks[task]) for task in pending)
+            raise ServiceError(f"learner rank {late} did not finish {method} within {timeout_s:.0f} s")
+        return [task.result() for task in tasks]
+
+
+async def _as_coroutine(reference: Any) -> Any:
+    return await reference
+
+
+def _cause(error: BaseException) -> str:
+    """The last line that says something; Ray wraps the rank's own error in its traceback."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"

@@ -1,0 +1,135 @@
+"""The three parts of a run, started together or joined, and stopped in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, fields
+from typing import Any
+
+from reward_server.client import RewardClient
+from reward_server.config import RewardSettings
+from reward_server.placement import place_reward_service
+from rollout_server.fleet import Fleet
+from rollout_server.placement import place_replicas
+from trainer.config import RunSettings
+from trainer.placement import place_learner, ray_cluster, stop_host
+from trainer.ranks import Learner
+from wire.engine import resolve_device
+from wire.errors import ServiceError
+
+CLIENT_MARGIN_S = 30.0  # the service's own deadline comes first, so that it can say why a verdict is missing
+WATCH_INTERVAL_S = 2.0
+
+
+@dataclass
+class Services:
+    """What the driver talks to."""
+
+    learner: Learner
+    fleet: Fleet
+    judge: RewardClient
+    hosts: list[Any]
+
+    async def watch(self) -> None:
+        """Run until a server that this run started ends; raises ServiceError with its last words."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            for host in self.hosts:
+                try:
+                    await host.check.remote()
+                except Exception as error:  # Ray raises the actor's own error, or one of many of its own
+                    raise ServiceError(str(getattr(error, "cause", None) or error)) from error
+
+
+@asynccontextmanager
+async def running_services(settings: RunSettings, token: str, say: Callable[[str], None]) -> AsyncIterator[Services]:
+    """Start what is not joined, all three parts at once, and stop it again in reverse order.
+
+    Args:
+        settings: the run's.
+        token: the access token.
+        say: told of each part that is ready.
+
+    Raises:
+        ServiceError: a part did not start; the message carries its last words.
+    """
+    async with AsyncExitStack() as stack:
+        stack.enter_context(ray_cluster(settings))
+        learner = Learner(place_learner(settings), settings)
+        stack.push_async_callback(learner.close)
+        judge_hosts = [] if settings.reward_url else [_place_judge(settings)]
+        replica_hosts = place_replicas(settings)
+        for host in [*judge_hosts, *replica_hosts]:
+            stack.callback(stop_host, host)
+        hosts = [*judge_hosts, *replica_hosts]
+        starts = [_started(host, say) for host in hosts]
+        urls, facts = await _all_or_none(asyncio.gather(*starts), _learner_started(learner, settings, say))
+        reward_url = settings.reward_url or urls[0]
+        replica_urls = [*urls[len(judge_hosts) :], *(url.rstrip("/") for url in settings.rollout_urls)]
+        fleet = await stack.enter_async_context(
+            Fleet(replica_urls, token, settings.transfer_timeout_s, skip_push=settings.skip_push)
+        )
+        await fleet.probe()
+        judge = await stack.enter_async_context(
+            RewardClient(
+                reward_url,
+                token,
+                settings.judge_timeout_s + CLIENT_MARGIN_S,
+                settings.judge_max_in_flight,
+                settings.tie_break,
+            )
+        )
+        await judge.check()
+        yield Services(learner, fleet, judge, hosts)
+
+
+async def _started(host: Any, say: Callable[[str], None]) -> str:
+    try:
+        url: str = await host.start.remote()
+    except Exception as error:  # the actor's own error, wrapped by Ray
+        raise ServiceError(str(getattr(error, "cause", None) or error)) from error
+    say(f"ready: {url}")
+    return url
+
+
+async def _learner_started(learner: Learner, settings: RunSettings, say: Callable[[str], None]) -> dict[str, Any]:
+    facts = await learner.setup(settings.bind_address)
+    say(f"ready: learner, {facts['num_parameters'] / 1e6:.1f} M parameters on {learner.num_ranks} ranks")
+    return facts
+
+
+async def _all_or_none(*parts: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> list[Any]:
+    """All results; the first failure ends the wait for the others."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+def _place_judge(settings: RunSettings) -> Any:
+    is_cuda = resolve_device(settings.device) == "cuda"
+    return place_reward_service(
+        reward_argv(settings),
+        num_gpus=settings.judge_tensor_parallel_size if is_cuda else 0,
+        resources={"reward": 1},
+        bind_address=settings.bind_address,
+        log_dir=settings.log_dir,
+        startup_timeout_s=settings.startup_timeout_s,
+    )
+
+
+def reward_argv(settings: RunSettings) -> list[str]:
+    """The reward settings of a run as flags of `reward_server.main`; address, port and logs are its host's to choose."""
+    chosen_by_host = {"bind_address", "reward_port", "log_dir", "startup_timeout_s", "reward_url"}
+    argv = []
+    for field in fields(RewardSettings):
+        value = getattr(settings, field.name)
+        if field.name not in chosen_by_host and value is not None:
+            argv += [f"--{field.name}", str(value)]
+    return argv
