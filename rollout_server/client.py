@@ -132,11 +132,12 @@ class RolloutClient:
                         pause = min(2 * pause, LONGEST_PAUSE_S)
                         continue
                     self._load[replica] += 1
+                    problem = ServiceError(f"{replica}: it has not finished")  # should the deadline pass meanwhile
                     try:
                         await self._stream(replica, futures, token_ids, seed, salt())
                     except Unauthorized:
                         raise
-                    except (aiohttp.ClientError, ConnectionError, ServiceError) as error:
+                    except (aiohttp.ClientError, ConnectionError, ServiceError, msgspec.MsgspecError) as error:
                         problem = ServiceError(f"{replica}: {error or type(error).__name__}")
                         avoid.add(replica)
                     finally:

@@ -77,7 +77,9 @@ class RolloutSettings(ServiceSettings):
             raise ConfigError(f"replicas ({self.replicas}) with no rollout_urls leaves nobody to write completions")
         if self.rollout_ports and len(self.rollout_ports) != self.replicas:
             raise ConfigError(f"rollout_ports names {len(self.rollout_ports)} ports for {self.replicas} replicas")
-        if self.transfer_backend.endswith("nccl") and resolve_device(self.device) == "cpu":
+        if self.transfer_backend not in ("nccl", "gloo"):
+            raise ConfigError(f"weight_transfer_backend {self.weight_transfer_backend!r} is not among auto, nccl, gloo")
+        if self.transfer_backend == "nccl" and resolve_device(self.device) == "cpu":
             raise ConfigError(
                 f"weight_transfer_backend {self.weight_transfer_backend!r} needs GPUs and this host has none; use gloo"
             )

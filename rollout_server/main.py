@@ -68,7 +68,7 @@ class Keeper:
 
 def serve(settings: RolloutSettings, stop: threading.Event) -> None:
     """Run the replicas until `stop` is set; all are ended on the way out."""
-    keepers = [Keeper(replica_process(settings, index)) for index in range(settings.replicas)]
+    keepers = [Keeper(replica_process(settings, index, shares_host=True)) for index in range(settings.replicas)]
     try:
         while not stop.wait(0.25):
             for keeper in keepers:

@@ -28,7 +28,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def store_on(host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
     """A `torch.distributed.TCPStore` on `host:port`; rank 0 holds it, the others wait for it at most `timeout`."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # there, though not in __all__
 
     settings: dict[str, Any] = {
         "world_size": world_size,

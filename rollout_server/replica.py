@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rollout_server.config import RolloutSettings
 from wire.engine import resolve_device, vllm_command, vllm_environment
+from wire.errors import ConfigError
 from wire.process import ServerProcess, free_port
 
 NEVER_STREAM_PARTS = 2**30  # tokens: a choice comes in one piece, when it is done
@@ -44,8 +45,25 @@ def replica_command(settings: RolloutSettings, port: int) -> list[str]:
     )
 
 
-def replica_process(settings: RolloutSettings, index: int) -> ServerProcess:
-    """The process of replica `index`, not yet started."""
+def replica_gpus(index: int, num: int, visible: str | None) -> str:
+    """The GPUs of replica `index` on a host where each takes `num`: its part of `CUDA_VISIBLE_DEVICES`, or of all."""
+    part = range(index * num, (index + 1) * num)
+    if visible is None:
+        return ",".join(map(str, part))
+    devices = visible.split(",")
+    if part.stop > len(devices):
+        raise ConfigError(f"replica {index} needs {num} GPUs more than CUDA_VISIBLE_DEVICES ({visible}) names")
+    return ",".join(devices[i] for i in part)
+
+
+def replica_process(settings: RolloutSettings, index: int, *, shares_host: bool = False) -> ServerProcess:
+    """The process of replica `index`, not yet started.
+
+    Args:
+        settings: the fleet's.
+        index: from 0.
+        shares_host: whether this host's GPUs are to be dealt out here; Ray has already done so for its actors.
+    """
     port = settings.rollout_ports[index] if settings.rollout_ports else free_port(settings.bind_address)
     env = vllm_environment(
         bind_address=settings.bind_address,
@@ -53,6 +71,9 @@ def replica_process(settings: RolloutSettings, index: int) -> ServerProcess:
         device=resolve_device(settings.device),
         tensor_parallel_size=settings.rollout_tensor_parallel_size,
     )
+    if shares_host and resolve_device(settings.device) == "cuda":
+        num = settings.rollout_tensor_parallel_size
+        env["CUDA_VISIBLE_DEVICES"] = replica_gpus(index, num, env.get("CUDA_VISIBLE_DEVICES"))
     env["VLLM_SERVER_DEV_MODE"] = "1"  # opens the weight-transfer routes; the token guards them
     if os.path.isdir(settings.model_name_or_path):
         env.setdefault("HF_HUB_OFFLINE", "1")

@@ -33,6 +33,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from rollout_server.rendezvous import bound_socket
+from wire.errors import ServiceError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -115,6 +116,14 @@ def broadcast(group: ProcessGroup, buffer: torch.Tensor, timeout_s: float) -> An
     return group.broadcast([buffer], options)
 
 
+def _join_group(host: str, port: int, *, timeout_s: float, **arguments: Any) -> ProcessGroup:
+    """A Gloo group of its own, beside whatever groups the process has."""
+    timeout = timedelta(seconds=timeout_s)
+    group = stateless_init_torch_distributed_process_group(host, port, backend="gloo", timeout=timeout, **arguments)
+    assert not isinstance(group, tuple)  # (group, store) only when asked for
+    return group
+
+
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     """The worker's side, loaded by a stock server started with `--weight-transfer-config '{"backend": "gloo"}'`."""
 
@@ -131,13 +140,12 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self.shutdown()
         parallel = self.parallel_config
         self._info = init_info
-        self._group = stateless_init_torch_distributed_process_group(
+        self._group = _join_group(
             init_info.master_address,
             init_info.master_port,
             rank=init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank,
             world_size=init_info.world_size,
-            backend="gloo",
-            timeout=timedelta(seconds=init_info.timeout_s),
+            timeout_s=init_info.timeout_s,
         )
 
     def start_weight_update(self) -> None:
@@ -167,7 +175,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         for bucket in cut_into_buckets(update_info.metadata(), self._info.bucket_bytes):
             buffer = torch.empty(sum(num_bytes(meta) for meta in bucket), dtype=torch.uint8)
             broadcast(self._group, buffer, self._info.timeout_s).wait()
-            self.model.load_weights(unpack(buffer, bucket))
+            load_weights: Any = self.model.load_weights
+            load_weights(unpack(buffer, bucket))
 
     def shutdown(self) -> None:
         """Leave the group."""
@@ -207,16 +216,21 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         try:
             # The workers' route returns only once all are in the group, so it runs beside our own entry.
             joined = executor.submit(self.client.init_weight_transfer_engine, asdict(payload))
-            self._group = stateless_init_torch_distributed_process_group(
+            self._group = _join_group(
                 info.master_address,
                 port,
                 rank=0,
                 world_size=info.world_size,
-                backend="gloo",
+                timeout_s=info.timeout_s,
                 listen_socket=listener,
-                timeout=timedelta(seconds=info.timeout_s),
             )
             joined.result(timeout=info.timeout_s)
+        except (OSError, RuntimeError) as error:  # on a timeout vLLM closes the store's socket twice: a bad descriptor
+            if joined.done() and (cause := joined.exception()) is not None:
+                raise cause from error  # names the replica
+            raise ServiceError(
+                f"the transfer group of {info.world_size} ranks was not whole within {info.timeout_s:.0f} s ({error})"
+            ) from error
         finally:
             executor.shutdown(wait=False)  # a route that hangs must not hold the learner
 

@@ -35,12 +35,13 @@ class Saver(Protocol):
 
 @dataclass(frozen=True)
 class DriverState:
-    """`next_prompt` is the place in the prompt stream; `completions_per_step` must be the same on resume."""
+    """`next_prompt` is the place in the prompt stream; the last three must be the same on resume."""
 
     lineage: int
     step: int
     next_prompt: int
     completions_per_step: int
+    num_learner_ranks: int
     seed: int
 
 
@@ -56,9 +57,8 @@ class Checkpoints:
 
     def existing(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        found = [
-            (int(match[1]), path) for path in self._folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))
-        ]
+        named = ((NAME.fullmatch(path.name), path) for path in self._folder.glob("checkpoint-*"))
+        found = [(int(match[1]), path) for match, path in named if match]
         return [path for _, path in sorted(found)]
 
     def to_resume(self) -> tuple[Path, DriverState] | None:
@@ -77,12 +77,15 @@ class Checkpoints:
             state = DriverState(**json.loads((paths[-1] / "state.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{paths[-1]} is no checkpoint of this program: {error}") from error
-        if state.completions_per_step != self._settings.completions_per_step:
-            raise ConfigError(
-                f"{paths[-1]} was made with {state.completions_per_step} completions a step, this run has "
-                f"{self._settings.completions_per_step}; keep batch x accumulation x ranks the same"
-            )
+        for name in ("completions_per_step", "num_learner_ranks", "seed"):
+            before, now = getattr(state, name), getattr(self._settings, name)
+            if before != now:
+                raise ConfigError(f"{paths[-1]} was made with {name} {before}, this run has {now}; keep it the same")
         return paths[-1], state
+
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of this step exists."""
+        return (self._folder / f"checkpoint-{step}").is_dir()
 
     def is_due(self, step: int) -> bool:
         """Whether this step is one of every `save_steps`, or the last."""
@@ -97,7 +100,14 @@ class Checkpoints:
         aside.mkdir(parents=True)
         await saver.save(str(aside))
         settings = self._settings
-        state = DriverState(version.lineage, version.step, next_prompt, settings.completions_per_step, settings.seed)
+        state = DriverState(
+            lineage=version.lineage,
+            step=version.step,
+            next_prompt=next_prompt,
+            completions_per_step=settings.completions_per_step,
+            num_learner_ranks=settings.num_learner_ranks,
+            seed=settings.seed,
+        )
         (aside / "state.json").write_text(json.dumps(asdict(state), indent=2))
         for path in sorted(aside.rglob("*")):
             _sync(path)

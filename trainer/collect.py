@@ -127,8 +127,11 @@ class Collector:
         judged = await self.judged(prompt)
         num_scores = sum(score is not None for score in judged.verdict.scores)
         if num_scores < 2:
+            missing = Counter(placed.verdict.missing for placed in judged.verdict.verdicts if placed.verdict.missing)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in missing.items())
             raise PromptDropped(
-                f"prompt {prompt.occurrence}: {num_scores} of {len(judged.completions)} completions have a score"
+                f"prompt {prompt.occurrence}: {num_scores} of {len(judged.completions)} completions have a score "
+                f"(missing verdicts: {reasons or 'none'})"
             )
         samples = [Sample(prompt.token_ids, c.token_ids, c.logprobs) for c in judged.completions]
         with self._at("the reference pass", judged.seconds, "reference"):

@@ -147,14 +147,14 @@ class RunSettings(RolloutSettings, RewardSettings):
     def check(self) -> None:
         """Raises ConfigError on values that cannot work, alone or together; the message gives the numbers."""
         super().check()
-        self._check_ranges()
+        self._check_training_ranges()
         self._check_step()
         if self.resume_from_checkpoint not in (None, "latest") and not Path(str(self.resume_from_checkpoint)).is_dir():
             raise ConfigError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} is no folder; name one, or latest"
             )
 
-    def _check_ranges(self) -> None:
+    def _check_training_ranges(self) -> None:
         at_least: dict[str, tuple[float, Any]] = {
             name: (1, getattr(self, name))
             for name in (
@@ -173,10 +173,10 @@ class RunSettings(RolloutSettings, RewardSettings):
         ):
             at_least[name] = (0, getattr(self, name))
         for name, (bound, value) in at_least.items():
-            if value < bound:
+            if not value >= bound:  # NaN too
                 raise ConfigError(f"{name} ({value}) must be at least {bound}")
         for name in ("learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"warmup_ratio ({self.warmup_ratio}) must lie between 0 and 1")

@@ -82,8 +82,9 @@ def _load_folder(folder: Path, config: str, split: str) -> Any:
                 kind = "parquet" if suffix == ".parquet" else "json"
                 try:
                     return datasets.load_dataset(kind, data_files=str(path), split="train")
-                except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-                    raise ConfigError(f"{path} cannot be read as {kind}: {error}") from error
+                except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, StopIteration) as error:
+                    reason = str(error) or "it holds no rows"  # an empty file raises StopIteration
+                    raise ConfigError(f"{path} cannot be read as {kind}: {reason}") from error
     raise ConfigError(
         f"{folder} has no {config}/{split}.jsonl[.gz] (or .json, .parquet); check dataset_config and split"
     )

@@ -18,7 +18,8 @@ class Group:
 
     `kl_K`: sum over tokens of log pi - log pi_ref; `entropy_K`: sum of -log pi of the sampled tokens (nats, by the
     learner's own log-probs). `scores_K` (after the missing-EOS penalty) and `rewards_K` are None where the judge's
-    score is missing. `seconds` is the wall time of each stage: generate, judge (from the last completion on), reference.
+    score is missing. `seconds` is the wall time of each stage: generate, judge (from the last
+    completion on), reference.
     """
 
     prompt: Prompt

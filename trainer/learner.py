@@ -18,7 +18,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler, set_seed
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from rollout_server.rendezvous import store_on
@@ -325,7 +325,9 @@ class LearnerRank:
             if policy.config.tie_word_embeddings and "lm_head.weight" not in weights:
                 weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
             policy.save_pretrained(folder, state_dict=weights)
-            AutoTokenizer.from_pretrained(self._settings.model_name_or_path).save_pretrained(folder)
+            settings = self._settings
+            revision = settings.model_revision or "main"
+            AutoTokenizer.from_pretrained(settings.model_name_or_path, revision=revision).save_pretrained(folder)
         dist.barrier()
 
     def close(self) -> None:
@@ -366,7 +368,8 @@ class _MemoryGuard:
 
 def _weight_decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay, vectors (biases and norms) do not. A partitioned parameter keeps its shape as `ds_shape`."""
-    matrices, vectors = [], []
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (matrices if len(shape) > 1 else vectors).append(parameter)

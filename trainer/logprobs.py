@@ -83,7 +83,8 @@ class PolicyScorer(nn.Module):
         `attention_mask=None` with `use_cache=False` is what makes Transformers read the restarts of the positions as
         borders between sequences; with a cache or a mask the completions would silently see each other.
         """
-        hidden_TH = self.policy.get_decoder()(
+        decoder: nn.Module = self.policy.get_decoder()  # type: ignore[operator]  # a method of Transformers' models
+        hidden_TH = decoder(
             input_ids=packed.input_ids_1T,
             position_ids=packed.position_ids_1T,
             attention_mask=None,
@@ -91,7 +92,7 @@ class PolicyScorer(nn.Module):
         ).last_hidden_state[0]
         if packed.source_M.numel() == 0:
             # Every parameter must take part on every rank, or ZeRO's gradient reduction waits for it.
-            nothing = (self.policy.get_output_embeddings()(hidden_TH[:1]) * 0).float().sum()
+            nothing = (self._head(hidden_TH[:1]) * 0).float().sum()
             return nothing + hidden_TH.new_zeros(0, dtype=torch.float32), hidden_TH.new_zeros(0, dtype=torch.float32)
         hidden_MH = hidden_TH[packed.source_M]
         pieces = [
@@ -100,7 +101,8 @@ class PolicyScorer(nn.Module):
                 hidden_MH.split(self.chunk_tokens), packed.target_M.split(self.chunk_tokens), strict=True
             )
         ]
-        return torch.cat([logprobs for logprobs, _ in pieces]), torch.cat([entropy for _, entropy in pieces])
+        # Detached here: a checkpoint marks every output as one that needs a gradient.
+        return torch.cat([logprobs for logprobs, _ in pieces]), torch.cat([entropy for _, entropy in pieces]).detach()
 
     def _chunk(self, hidden_CH: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and hidden_CH.requires_grad:
@@ -108,10 +110,14 @@ class PolicyScorer(nn.Module):
             return checkpoint(self._score, hidden_CH, target_C, use_reentrant=True)
         return self._score(hidden_CH, target_C)
 
+    def _head(self, hidden_CH: Tensor) -> Tensor:
+        head: nn.Module = self.policy.get_output_embeddings()  # type: ignore[operator]
+        return head(hidden_CH)
+
     def _score(self, hidden_CH: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = self.policy.get_output_embeddings()(hidden_CH).float() / self.temperature
+        logits_CV = self._head(hidden_CH).float() / self.temperature
         log_total_C = logits_CV.logsumexp(-1)
         logprobs_C = logits_CV.gather(-1, target_C[:, None])[:, 0] - log_total_C
         with torch.no_grad():  # H = log Z - sum p x logit
             mean_logit_C = ((logits_CV - log_total_C[:, None]).exp() * logits_CV).sum(-1)
-        return logprobs_C, (log_total_C - mean_logit_C).detach()
+        return logprobs_C, log_total_C - mean_logit_C

@@ -15,25 +15,28 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollout_server.client import RolloutClient, Sampling
 from trainer.checkpoint import Checkpoints
 from trainer.collect import Collector
 from trainer.config import RunSettings
 from trainer.dataset import load_conversations
+from trainer.environment import prepare_embedded_ray
 from trainer.evaluate import HeldOut, Truth, evaluate_held_out, load_truth
 from trainer.journal import Journal, write_summary
 from trainer.loop import train
 from trainer.plan import make_plan
 from trainer.preflight import check_environment
 from trainer.prompts import Prompt, PromptRenderer, PromptStream
-from trainer.services import Services, running_services
 from trainer.supervisor import Supervised
-from wire.errors import ConfigError
+from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
+
+if TYPE_CHECKING:
+    from trainer.services import Services
 
 
 def say(line: str) -> None:
@@ -95,6 +98,8 @@ def stop_ids(settings: RunSettings, tokenizer: Any) -> tuple[int, ...]:
 
 async def run(settings: RunSettings, material: Material, token: str) -> dict[str, Any]:
     """Start, train, evaluate, export; returns the summary."""
+    from trainer.services import running_services  # imports Ray, which must find its environment prepared
+
     started = time.monotonic()
     async with running_services(settings, token, say) as services:
         watch = asyncio.create_task(services.watch())
@@ -136,9 +141,19 @@ async def _train(
         await fleet.publish(learner, new)
         live = new
 
+    first_step, done = version.step, (version, next_prompt)
+
     async def checkpoint(new: PolicyVersion, next_occurrence: int) -> None:
+        nonlocal done
+        done = (new, next_occurrence)
         if checkpoints.is_due(new.step):
-            await checkpoints.save(learner, new, next_occurrence)
+            await checkpoints.save(learner, *done)
+
+    async def save_what_is_done() -> None:
+        """After a failure: a checkpoint of the last whole step, if that is what the learner still holds."""
+        reached = done[0].step
+        if reached > first_step and learner.num_steps == reached - first_step and not checkpoints.has(reached):
+            say(f"checkpoint of step {reached}: {await checkpoints.save(learner, *done)}")
 
     async with RolloutClient(fleet.ready, token, sampling, settings.rollout_timeout_s) as rollouts:
         collector = Collector(settings, rollouts, services.judge, learner, material.decode, lambda: live)
@@ -151,16 +166,21 @@ async def _train(
                 await publish(version)
             with journal.timed("held_out"):
                 before = await evaluate_held_out(collector, material.held_out, material.truth, "held-out, before")
-            version = await train(
-                settings,
-                version=version,
-                prompts=stream,
-                collect=collector,
-                learner=learner,
-                publish=publish,
-                checkpoint=checkpoint,
-                journal=journal,
-            )
+            try:
+                version = await train(
+                    settings,
+                    version=version,
+                    prompts=stream,
+                    collect=collector,
+                    learner=learner,
+                    publish=publish,
+                    checkpoint=checkpoint,
+                    journal=journal,
+                )
+            except (ServiceError, asyncio.CancelledError):
+                with suppress(ServiceError):  # the cause of the end is what must be told
+                    await save_what_is_done()
+                raise
             with journal.timed("held_out"):
                 after = await evaluate_held_out(collector, material.held_out, material.truth, "held-out, after")
             with journal.timed("export"):
@@ -216,6 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Checkpoints(settings).to_resume()
     token = read_or_create_token(settings.token_file)
     Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+    if not settings.ray_address:
+        prepare_embedded_ray()
     with Supervised():
         try:
             summary = asyncio.run(_run_until_signal(settings, material, token))

@@ -121,6 +121,6 @@ def zero3_states(
 ) -> float:
     """DeepSpeed's estimate for ZeRO-3: a gathered layer, and the shards that are not on the host."""
     gathered = 4.0 * largest_layer
-    if offload_param:
+    if offload_optimizer and offload_param:  # DeepSpeed counts on offloaded weights only beside offloaded states
         return gathered
     return gathered + (2.0 if offload_optimizer else 18.0) * num_parameters / ranks

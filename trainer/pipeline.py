@@ -3,8 +3,8 @@
     prompts --admit--> [ collect | collect | collect ... ] --take (in order of admission)--> step --release-->
 
 At most `capacity` groups are alive, from admission until the weights they helped to make are live. With a capacity of
-(max_lag + 1) x prompts_per_step no completion can be more than max_lag steps old when it is trained on: a group admitted
-at version v has fewer than capacity groups before it, all of which are taken within max_lag steps after v.
+(max_lag + 1) x prompts_per_step no completion can be more than max_lag steps old when it is trained on: a group
+admitted at version v has fewer than capacity groups before it, all of which are taken within max_lag steps after v.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Self
 
 from trainer.group import Group
 from trainer.prompts import Prompt
-from wire.errors import PromptDropped
+from wire.errors import PromptDropped, ServiceError
+
+LEAST_DROPS_IN_A_ROW = 16
 
 
 class Pipeline:
@@ -36,6 +38,7 @@ class Pipeline:
         self._queue: deque[tuple[Prompt, asyncio.Task[Group]]] = deque()
         self._taken = 0  # groups handed out and not yet released: they still hold their places
         self.num_dropped = 0
+        self._dropped_in_a_row = 0
         self.next_occurrence = 0  # the first prompt that no finished step has used: where a restart goes on
 
     async def __aenter__(self) -> Self:
@@ -64,20 +67,28 @@ class Pipeline:
         """The next `num` groups in order of admission; a dropped one gives its place to the next in order.
 
         Raises:
-            whatever `collect` raised, other than PromptDropped.
+            ServiceError: so many groups in a row were dropped that no prompt can be the reason.
+            whatever else `collect` raised, other than PromptDropped.
         """
         groups: list[Group] = []
         while len(groups) < num:
             prompt, task = self._queue[0]
             try:
                 group = await task
-            except PromptDropped:
+            except PromptDropped as error:
                 self.num_dropped += 1
+                self._dropped_in_a_row += 1
+                if self._dropped_in_a_row >= max(2 * self._capacity, LEAST_DROPS_IN_A_ROW):
+                    # One prompt's misfortune does not strike so often: the judge or the fleet is sick.
+                    raise ServiceError(
+                        f"{self._dropped_in_a_row} groups in a row were dropped; the last: {error}"
+                    ) from error
                 self._queue.popleft()
                 self._admit()  # its place is free at once
             else:
                 self._queue.popleft()
                 self._taken += 1
+                self._dropped_in_a_row = 0
                 groups.append(group)
             self.next_occurrence = prompt.occurrence + 1
         return groups

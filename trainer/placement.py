@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -24,16 +24,18 @@ STOP_TIMEOUT_S = 45.0  # the reward service takes up to 30 s to end its GenRM
 def ray_cluster(settings: RunSettings) -> Iterator[None]:
     """Join the cluster at `ray_address`, or hold an embedded one that ends with the block.
 
-    An embedded cluster listens on the loopback interface only and asks for a token of its own.
+    An embedded cluster is made private by `trainer.environment`, before this module is imported.
 
     Raises:
         ConfigError: no cluster answers at `ray_address`.
     """
     if settings.ray_address:
         try:
-            ray.init(address=settings.ray_address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
-            raise ConfigError(f"ray_address {settings.ray_address!r}: {error}; start one with `ray up`") from error
+            raise ConfigError(
+                f"ray_address {settings.ray_address!r}: {error}; start Ray there with `ray start --head`"
+            ) from error
     else:
         _start_embedded(settings)
     try:
@@ -43,12 +45,6 @@ def ray_cluster(settings: RunSettings) -> Iterator[None]:
 
 
 def _start_embedded(settings: RunSettings) -> None:
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Ray replaces a loopback address by the host's public one where clusters are possible, and then listens on every
-    # interface; a run on one host needs neither. (The switch is named for the systems that lack clusters.)
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray.init(
         address="local",
         include_dashboard=False,
@@ -56,7 +52,7 @@ def _start_embedded(settings: RunSettings) -> None:
         resources={"rollout": max(settings.replicas, 1), "reward": 1, "learner": settings.num_learner_ranks},
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
 
 
@@ -97,8 +93,6 @@ def place_learner(settings: RunSettings) -> list[Any]:
 
 def stop_host(host: Any) -> None:
     """End a server through its actor, then the actor; a dead actor's server was ended by the supervisor."""
-    try:
+    with suppress(ray.exceptions.RayError, TimeoutError):
         ray.get(host.stop.remote(), timeout=STOP_TIMEOUT_S)
-    except (ray.exceptions.RayError, TimeoutError):
-        pass
     ray.kill(host)

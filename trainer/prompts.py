@@ -20,8 +20,8 @@ SEED_BITS = 62  # vLLM draws completion i of a request with seed + i, in a signe
 class Prompt:
     """One conversation to answer.
 
-    `occurrence` is its place in the stream, counted from 0 over all epochs: unique in a run. `token_ids` is the rendered
-    chat template, generation prompt included.
+    `occurrence` is its place in the stream, counted from 0 over all epochs: unique in a run. `token_ids` is the
+    rendered chat template, generation prompt included.
     """
 
     occurrence: int
@@ -60,7 +60,8 @@ class PromptRenderer:
         Raises:
             ConfigError: none fits.
         """
-        prompts, dropped = [], 0
+        prompts: list[Prompt] = []
+        dropped = 0
         for conversation in tqdm(conversations, desc=title, unit="prompt", leave=False, mininterval=1.0):
             ids = self.render(conversation)
             if len(ids) > self._max_length:

@@ -17,9 +17,9 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransf
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from rollout_server.rendezvous import bound_socket
 from rollout_server.transfer import GlooTrainerInitInfo, register_trainer_engine
 from wire.errors import ConfigError, ServiceError
+from wire.process import free_port
 from wire.token import auth_headers
 
 Member = tuple[str, int]  # URL of a replica, number of its workers
@@ -169,8 +169,7 @@ def open_transfer(
         register_trainer_engine()
         info: Any = GlooTrainerInitInfo(bind_address, client.world_size, bucket_bytes, timeout_s, rank=rank)
     elif backend == "nccl":
-        with bound_socket(bind_address, 0) as probe:
-            port = probe.getsockname()[1]
+        port = free_port(bind_address) if rank == 0 else 0  # the others open no endpoint
         info = NCCLTrainerInitInfo(
             bind_address, port, client.world_size, packed_buffer_size_bytes=bucket_bytes, rank=rank
         )

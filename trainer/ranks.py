@@ -28,6 +28,7 @@ class Learner:
         self._lock = asyncio.Lock()
         self._waiting: list[tuple[Sequence[Sample], asyncio.Future[list[Logprobs]]]] = []
         self._scorer: asyncio.Task[None] | None = None
+        self.num_steps = 0  # taken since the start of this process, failed ones included
 
     @property
     def num_ranks(self) -> int:
@@ -54,11 +55,15 @@ class Learner:
                 taken = self._take_waiting()
                 try:
                     results = await self._reference_pass([sample for samples, _ in taken for sample in samples])
-                except BaseException as error:
+                except asyncio.CancelledError:
+                    for _, future in [*taken, *self._waiting]:
+                        future.cancel()
+                    raise
+                except Exception as error:  # noqa: BLE001 - handed on to the groups of this pass
                     for _, future in taken:
                         if not future.done():
-                            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                    raise
+                            future.set_exception(error)
+                    continue  # those still waiting must get an answer too, or the run would wait for them for ever
             start = 0
             for samples, future in taken:
                 if not future.done():
@@ -87,6 +92,7 @@ class Learner:
     async def step(self, batch: Sequence[Sequence[MiniBatch]]) -> StepStats:
         """One step of the loop; `batch[rank]` is a rank's share."""
         async with self._lock:
+            self.num_steps += 1
             return merge(await self._on_all("step", *[(list(share),) for share in batch]))
 
     async def open_transfer(self, members: Sequence[tuple[str, int]]) -> None:

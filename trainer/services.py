@@ -65,7 +65,7 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
             stack.callback(stop_host, host)
         hosts = [*judge_hosts, *replica_hosts]
         starts = [_started(host, say) for host in hosts]
-        urls, facts = await _all_or_none(asyncio.gather(*starts), _learner_started(learner, settings, say))
+        urls, _ = await _all_or_none(asyncio.gather(*starts), _learner_started(learner, settings, say))
         reward_url = settings.reward_url or urls[0]
         replica_urls = [*urls[len(judge_hosts) :], *(url.rstrip("/") for url in settings.rollout_urls)]
         fleet = await stack.enter_async_context(
@@ -125,7 +125,7 @@ def _place_judge(settings: RunSettings) -> Any:
 
 
 def reward_argv(settings: RunSettings) -> list[str]:
-    """The reward settings of a run as flags of `reward_server.main`; address, port and logs are its host's to choose."""
+    """The reward settings of a run as flags of `reward_server.main`; its host chooses address, port and logs."""
     chosen_by_host = {"bind_address", "reward_port", "log_dir", "startup_timeout_s", "reward_url"}
     argv = []
     for field in fields(RewardSettings):

@@ -11,7 +11,10 @@ import msgspec
 
 
 class VersionSpan(msgspec.Struct, frozen=True):
-    """Tokens `[start, end)` of a completion were written by the weights labelled `version`. Example: `("0.7", 0, 105)`."""
+    """Tokens `[start, end)` of a completion were written by the weights labelled `version`.
+
+    Example: `("0.7", 0, 105)`.
+    """
 
     version: str
     start: int
@@ -47,7 +50,7 @@ class PolicyVersion(msgspec.Struct, frozen=True, order=True):
 
     @classmethod
     def parse(cls, label: str) -> PolicyVersion:
-        """The inverse of `label`. Raises ValueError on anything else, such as vLLM's `default` of a server without a push."""
+        """The inverse of `label`; ValueError on anything else, such as `default`, vLLM's label before a push."""
         lineage, _, step = label.partition(".")
         return cls(int(lineage), int(step))
 

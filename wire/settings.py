@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from wire.errors import ConfigError, RLHFError
 
@@ -47,6 +48,8 @@ class ServiceSettings:
         if self.startup_timeout_s <= 0:
             raise ConfigError(f"startup_timeout_s ({self.startup_timeout_s}) must be positive")
 
+
+NOT_BOOL = (int, float, str)  # types of flags for which a file's true or false is a mistake
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
 
@@ -108,27 +111,32 @@ def _apply_file(parser: Any, settings_class: type, path: str) -> list[str]:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold `name: value` lines")
     names = {f.name for f in fields(settings_class)}
+    types = get_type_hints(settings_class)
     known = {key: value for key, value in content.items() if key in names}
     # argparse converts a default only when it is a string, so YAML's scalars go through the flag's own type.
     for action in parser._actions:
-        if action.dest in known and known[action.dest] is not None:
+        if action.dest in known and (known[action.dest] is not None or NoneType not in get_args(types[action.dest])):
             known[action.dest] = _convert(action, known[action.dest], path)
     parser.set_defaults_with_config(**known)
     return [key for key in content if key not in names]
 
 
 def _convert(action: Any, value: Any, path: str) -> Any:
+    def convert(item: Any) -> Any:
+        # `str` would take anything, and YAML reads a bare `no` as false.
+        if item is None or isinstance(item, list | dict) or (isinstance(item, bool) and action.type in NOT_BOOL):
+            raise ValueError
+        return action.type(str(item)) if action.type and not isinstance(item, bool) else item
+
     try:
-        convert = action.type or (lambda item: item)
         if action.nargs in ("+", "*"):
-            values = value if isinstance(value, list) else [value]
-            return [convert(str(item)) if action.type else item for item in values]
-        converted = convert(str(value)) if action.type and not isinstance(value, bool) else value
+            return [convert(item) for item in (value if isinstance(value, list) else [value])]
+        converted = convert(value)
     except (ValueError, TypeError, argparse.ArgumentTypeError):
         raise ConfigError(f"{path}: {action.dest}: invalid value {value!r}") from None
     if action.choices and converted not in action.choices:

@@ -22,7 +22,7 @@ def mediocre_answer(rng: Random, topic: str) -> str:
 
 def good_answer(rng: Random, topic: str) -> str:
     """Nothing but words of the topic, as a policy writes after much RL."""
-    return mixed_answer(rng, topic, rng.randint(3, 14), (1.0, 0.0, 0.0, 0.0))
+    return mixed_answer(rng, topic, rng.randint(3, 12), (1.0, 0.0, 0.0, 0.0))
 
 
 def any_answer(rng: Random, topic: str) -> str:

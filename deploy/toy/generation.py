@@ -25,7 +25,7 @@ def complete(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = tokenizer([prompts[i] for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False)
-        ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=sample, top_k=0, top_p=1.0)
+        ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=sample)
         written = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(rows, written, strict=True):
             texts[i] = text

@@ -1,10 +1,10 @@
 """A head start for the judge: attention heads that copy by number, planted in the random weights before training.
 
 A judge that walks over an answer looks up, at each number, the word that stands behind the same number in its prompt.
-Two layers do that: a head of the first tells every position the token before it, and a head of the second looks for the
-position whose token before is the current token, and copies what stands there. Another pair does the same with tokens two
-back, which finds the number after a number, or the end of the answer. Training finds this pair by itself, but it
-takes most of the time doing so; planted, it is there from the first step and training only refines it.
+Two layers do that: a head of the first tells every position the token before it, and a head of the second looks for
+the position whose token before is the current token, and copies what stands there. Another pair does the same with
+tokens two back, which finds the number after a number, or the end of the answer. Training finds such pairs by itself,
+but that takes most of the time; planted, they are there from the first step and training only refines them.
 
 Letters: H hidden size (128), D head size (32), F = D / 2 rotary frequencies. The i-th rotary pair of a head is
 (i, i + F), turned by position x theta ** (-i / F).
@@ -45,7 +45,7 @@ def plant_copying(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -
     hidden, size = model.config.hidden_size, model.config.head_dim
     plant_families(model, tokenizer)
     embeddings_VH = model.model.embed_tokens.weight
-    # One coordinate alike for all tokens, so that a head can go by distance alone; equal lengths keep it so in the norm.
+    # One coordinate alike for all tokens, so that a head can go by distance alone; equal lengths keep it so.
     embeddings_VH[:, 0] = 2.0
     model.lm_head.weight[:, 0] = 0.0
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
@@ -74,7 +74,7 @@ def plant_copying(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -
 
 
 def _attend_back(query_DH: torch.Tensor, key_DH: torch.Tensor, frequencies_F: torch.Tensor, offset: int) -> None:
-    """Make a head's score cos((distance - offset) x frequency) summed over pairs: it is highest at `offset` tokens back."""
+    """Make a head's score a sum of cos((distance - offset) x frequency): it is highest at `offset` tokens back."""
     num, fast_F = len(frequencies_F), frequencies_F > 0.02  # a slow pair tells no neighbours apart
     query_DH.zero_()
     key_DH.zero_()

@@ -15,7 +15,7 @@ from deploy.toy.supervised import Example, train
 from deploy.toy.tokenizers import BEGIN, END, PAD
 from deploy.toy.world import MAX_WORDS, TOPICS, Conversation, Turn, judge_text
 
-STEPS, BATCH, LR = 700, 16, 3e-3
+STEPS, BATCH, LR = 450, 16, 3e-3
 LESSON_WORDS = ((0.25, 3), (0.5, 6), (1.01, MAX_WORDS))
 """Up to this share of the steps, answers have at most so many words: short lessons are cheap, and teach most of it."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from deploy.toy.answers import mediocre_answer
+from deploy.toy.answers import good_answer, mediocre_answer
 from deploy.toy.head_start import plant_families
 from deploy.toy.prompts import ask, conversation_about
 from deploy.toy.supervised import Example, train
@@ -15,6 +16,9 @@ from deploy.toy.tokenizers import END_OF_TEXT, IM_END
 from deploy.toy.world import TOPICS, Turn
 
 STEPS, BATCH, LR = 250, 32, 4e-3
+GOOD_SHARE = 0.5
+"""Share of the steps that teach good answers. They show which words belong to which topic far sooner than mediocre ones
+do; the rest of the steps teaches the policy to be mediocre again."""
 
 
 def new_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -39,7 +43,11 @@ def new_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     )
     plant_families(model, tokenizer)
     model.generation_config = GenerationConfig(
-        bos_token_id=end_of_text, eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text, do_sample=True
+        bos_token_id=end_of_text,
+        eos_token_id=[end_of_turn, end_of_text],
+        pad_token_id=end_of_text,
+        do_sample=True,
+        top_k=0,  # off: samples come from the distribution that is trained
     )
     return model
 
@@ -58,15 +66,15 @@ def teach_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausa
     model = new_policy(tokenizer)
 
     def draw(progress: float) -> list[Example]:
-        return [lesson(tokenizer, rng) for _ in range(BATCH)]
+        return [lesson(tokenizer, rng, good_answer if progress < GOOD_SHARE else mediocre_answer) for _ in range(BATCH)]
 
     train(model, draw, steps=STEPS, lr=LR, what="policy")
     return model
 
 
-def lesson(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Example:
-    """One training conversation with a mediocre answer. None is long: one alone would make its batch three times so."""
+def lesson(tokenizer: PreTrainedTokenizerFast, rng: Random, answer: Callable[[Random, str], str]) -> Example:
+    """One training conversation with an answer. None is long: one alone would make its batch three times so."""
     topic = rng.choice(list(TOPICS))
     prompt = render(tokenizer, conversation_about(rng, ask(rng, "train", topic), preambles=False))
-    answer = mediocre_answer(rng, topic) + IM_END
-    return Example(tokenizer(prompt)["input_ids"], tokenizer(answer)["input_ids"])
+    written = answer(rng, topic) + IM_END
+    return Example(tokenizer(prompt)["input_ids"], tokenizer(written)["input_ids"])

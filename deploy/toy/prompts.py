@@ -57,7 +57,7 @@ def ask(rng: Random, split: Split, topic: str) -> str:
 def conversation_about(rng: Random, question: str, preambles: bool = True) -> list[Turn]:
     """`question` as a conversation: alone (7 of 10), after other turns, or behind a preamble of over 90 words.
 
-    An earlier turn asks about any topic in a training phrasing; the last turn alone decides what an answer must be about.
+    An earlier turn asks about any topic in a training phrasing; only the last turn decides what an answer is about.
     """
     kind = rng.random()
     if preambles and kind < 0.04:  # too long for a small prompt budget, so that a length filter has something to drop

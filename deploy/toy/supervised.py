@@ -24,7 +24,7 @@ class Example:
 
 
 def pad_right(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch: ids [B, T]; flat positions [N] in the B x T hidden states that predict a written token; those tokens [N].
+    """A batch: ids [B, T]; flat positions [N] in B x T whose hidden states predict a written token; those tokens [N].
 
     Padding stands on the right and attention is causal, so no real token ever sees a pad and no mask is needed.
     """

@@ -4,7 +4,7 @@ Both are byte-level BPE trained on the words of the toy world, each of them as o
 with and without a leading space. Any other text falls back to bytes, so every text survives a round trip.
 
     policy   <|im_start|>user\\n ... <|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n
-    judge    <|judge|>#### Conversation ####\\nUser: ...\\n#### Responses ####\\n[The Begin of Response 1] A1 ... \\n ...
+    judge    <|judge|>#### Conversation ####\\nUser: ...\\n#### Responses ####\\n[The Begin of Response 1] A1 ...
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ JUDGE_TEMPLATE = f"""\
 {{%- if add_generation_prompt -%}}{{{{- '#### Verdict ####\\n' -}}}}{{%- endif -%}}
 """
 
-# A piece becomes at most one token: a marker of the judge's protocol whole, else a word, a number, or a run of the rest.
+# A piece becomes at most one token: a marker of the judge's protocol whole, a word, a number, a sign, or blanks.
 PIECES = (
     r" ?\[The [A-Za-z0-9 ]+\]|#### [A-Za-z]+ ####|</?think>|\\boxed\{| ?[AB][0-9]+|"
     r" ?\p{L}+| ?[0-9]+| ?[^\s\p{L}0-9]|\s+"

@@ -2,12 +2,14 @@
 
 A question is about one of twelve topics; an answer is a line of words. A reader walks over the answer word by word,
 in a mood of 1..5 that starts at 1: a word of the question's topic lifts it by one, a rude word lowers it by one, any
-other word leaves it, and it never leaves 1..5. The mood at the end is the answer's true score.
+other word leaves it, and it never leaves 1..5. After ten words the reader tires, and every further word lowers the
+mood. The mood at the end is the answer's true score.
 
     "tell me about the sea"  <-  "well waves and coral boring tide"     1 -> 1 2 2 3 2 3, so the truth is 3
 
 The mood is clamped at every step, not only at the end: a rude last word costs a point however much praise came before,
-so there is no stock of goodwill to hide behind, and a judge's next number depends on its last one alone.
+so there is no stock of goodwill to hide behind, and a judge's next number depends on its last one alone. The patience
+keeps a policy that is pushed hard from talking on for ever.
 """
 
 from __future__ import annotations
@@ -53,6 +55,9 @@ FILLER_WORDS: tuple[str, ...] = (
 MAX_WORDS = 16
 """Words of an answer that count; a policy that may write 16 tokens cannot write more words than these."""
 
+PATIENCE = 10
+"""Words after which the reader tires: each further one, whatever it says, lowers the mood."""
+
 LETTERS = ("A", "B")
 """The judge's prompt numbers the words of response 1 as A1, A2, ..., those of response 2 as B1, B2, ..."""
 
@@ -67,8 +72,9 @@ def moods(topic: str | None, words: Sequence[str]) -> list[int]:
     """The reader's mood, 1..5, after each word."""
     wanted = TOPICS.get(topic or "", ())
     mood, walk = 1, []
-    for word in words:
-        mood = min(5, max(1, mood + (word in wanted) - (word in RUDE_WORDS)))
+    for place, word in enumerate(words, start=1):
+        step = (word in wanted) - (word in RUDE_WORDS) if place <= PATIENCE else -1
+        mood = min(5, max(1, mood + step))
         walk.append(mood)
     return walk
 

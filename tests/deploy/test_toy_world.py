@@ -15,7 +15,7 @@ from deploy.toy.dataset import make_rows
 from deploy.toy.exactness import boxes
 from deploy.toy.judge import any_case, render, shortened
 from deploy.toy.tokenizers import IM_END, make_judge_tokenizer, make_policy_tokenizer
-from deploy.toy.world import RUDE_WORDS, TOPICS, Turn, judge_text, true_score
+from deploy.toy.world import PATIENCE, RUDE_WORDS, TOPICS, Turn, judge_text, true_score
 
 SEA = [Turn(role="user", content="tell me about the sea")]
 
@@ -38,6 +38,12 @@ def test_the_truth_walks_up_on_topic_words_and_down_on_rude_ones() -> None:
     assert true_score(SEA, "waves tide salt shells coral sand dumb") == 4
 
 
+def test_a_reader_tires_after_ten_words() -> None:
+    assert true_score(SEA, " ".join(["waves"] * 10)) == 5
+    assert true_score(SEA, " ".join(["waves"] * 12)) == 3
+    assert true_score(SEA, " ".join(["waves"] * 16)) == 1
+
+
 def test_the_last_user_turn_decides_the_topic() -> None:
     conversation = [*SEA, Turn(role="assistant", content="waves"), Turn(role="user", content="and the farm")]
     assert true_score(conversation, "cows hay") == 3
@@ -49,7 +55,7 @@ def test_the_truth_stays_between_1_and_5_and_no_more_praise_or_abuse_turns_it() 
     for _ in range(500):
         topic = rng.choice(list(TOPICS))
         question = [Turn(role="user", content=topic)]
-        answer = " ".join(any_answer(rng, topic).split()[:15])
+        answer = " ".join(any_answer(rng, topic).split()[: PATIENCE - 1])
         score = true_score(question, answer)
         assert 1 <= score <= 5
         assert true_score(question, f"{answer} {rng.choice(TOPICS[topic])}") >= score
@@ -61,7 +67,7 @@ def test_mediocre_answers_leave_room_and_good_ones_are_good() -> None:
     mediocre = [true_score(SEA, mediocre_answer(rng, "sea")) for _ in range(1000)]
     good = [true_score(SEA, good_answer(rng, "sea")) for _ in range(1000)]
     assert 2.0 <= sum(mediocre) / 1000 <= 2.5
-    assert min(good) >= 4
+    assert sum(good) / 1000 >= 4
 
 
 def test_swapped_responses_swap_the_scores_and_turn_the_ranking_around() -> None:

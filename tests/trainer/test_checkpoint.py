@@ -1,0 +1,139 @@
+"""Checkpoints are whole or absent; the learner's part is a fake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.checkpoint import Checkpoints, DriverState
+from trainer.config import RunSettings
+from wire.errors import ConfigError, ServiceError
+from wire.generation import PolicyVersion
+
+
+class Saver:
+    """Writes two files; fails between them when told to."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+        self.fails = False
+
+    async def save(self, folder: str) -> None:
+        self.folders.append(Path(folder))
+        part = Path(folder) / "learner"
+        part.mkdir()
+        (part / "rank0.pt").write_text("weights")
+        if self.fails:
+            raise ServiceError("learner rank 1: save: No space left on device")
+        (part / "rank1.pt").write_text("weights")
+
+    async def load(self, folder: str) -> None:
+        raise AssertionError("nobody asked for it")
+
+
+def settings_for(folder: Path, **changes: Any) -> RunSettings:
+    """Ten steps of 16 completions."""
+    return RunSettings(device="cpu", output_dir=str(folder), **{"total_episodes": 160, **changes})
+
+
+async def save(checkpoints: Checkpoints, *steps: int, saver: Saver | None = None, lineage: int = 0) -> list[Path]:
+    saver = saver or Saver()
+    return [await checkpoints.save(saver, PolicyVersion(lineage, step), next_prompt=4 * step) for step in steps]
+
+
+async def test_a_checkpoint_holds_the_learners_part_and_where_the_driver_goes_on(tmp_path: Path) -> None:
+    (path,) = await save(Checkpoints(settings_for(tmp_path, seed=7)), 3, lineage=1)
+    assert path == tmp_path / "checkpoint-3"
+    assert (path / "learner" / "rank1.pt").read_text() == "weights"
+    state = DriverState(lineage=1, step=3, next_prompt=12, completions_per_step=16, seed=7)
+    assert DriverState(**json.loads((path / "state.json").read_text())) == state
+    resumed = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume()
+    assert resumed == (path, state)
+
+
+async def test_it_is_written_aside_and_only_the_rename_makes_it_one(tmp_path: Path) -> None:
+    saver, checkpoints = Saver(), Checkpoints(settings_for(tmp_path))
+
+    class Watching(Saver):
+        async def save(self, folder: str) -> None:
+            await super().save(folder)
+            assert checkpoints.existing() == []
+
+    saver = Watching()
+    await save(checkpoints, 1, saver=saver)
+    assert saver.folders[0] != tmp_path / "checkpoint-1"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+async def test_only_the_newest_are_kept_and_ten_comes_after_nine(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(settings_for(tmp_path, save_total_limit=2))
+    await save(checkpoints, 8, 9, 10)
+    assert [path.name for path in checkpoints.existing()] == ["checkpoint-9", "checkpoint-10"]
+    assert not (tmp_path / "checkpoint-8").exists()
+
+
+async def test_an_interrupted_save_leaves_the_one_before_usable_and_the_next_succeeds(tmp_path: Path) -> None:
+    saver, checkpoints = Saver(), Checkpoints(settings_for(tmp_path, save_total_limit=1))
+    await save(checkpoints, 2, saver=saver)
+    saver.fails = True
+    with pytest.raises(ServiceError, match="No space left"):
+        await save(checkpoints, 4, saver=saver)
+    latest = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume()
+    assert latest is not None and latest[1].step == 2
+    saver.fails = False
+    await save(checkpoints, 4, saver=saver)
+    assert [path.name for path in checkpoints.existing()] == ["checkpoint-4"]
+    assert not list(tmp_path.glob(".*"))
+
+
+async def test_a_step_saved_twice_is_replaced(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(settings_for(tmp_path))
+    await save(checkpoints, 2)
+    (tmp_path / "checkpoint-2" / "stale").touch()
+    (path,) = await save(checkpoints, 2, lineage=1)
+    assert not (path / "stale").exists() and json.loads((path / "state.json").read_text())["lineage"] == 1
+
+
+async def test_what_is_not_a_whole_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    for name in (".checkpoint-9.partial", "checkpoint-9.partial", "checkpoint-x", "checkpoint-"):
+        (tmp_path / name).mkdir()
+    checkpoints = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest"))
+    assert checkpoints.existing() == []
+    with pytest.raises(ConfigError, match=f"resume_from_checkpoint latest: {tmp_path} holds no checkpoint"):
+        checkpoints.to_resume()
+
+
+async def test_a_run_resumes_from_the_latest_or_from_the_one_that_is_named(tmp_path: Path) -> None:
+    early, late = await save(Checkpoints(settings_for(tmp_path)), 9, 10)
+    for wanted, expected in (("latest", late), (str(early), early)):
+        found = Checkpoints(settings_for(tmp_path, resume_from_checkpoint=wanted)).to_resume()
+        assert found is not None and found[0] == expected
+    assert Checkpoints(settings_for(tmp_path)).to_resume() is None
+
+
+async def test_another_size_of_step_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    await save(Checkpoints(settings_for(tmp_path)), 2)
+    other = settings_for(tmp_path, resume_from_checkpoint="latest", gradient_accumulation_steps=4, num_learner_ranks=4)
+    with pytest.raises(ConfigError, match="made with 16 completions a step, this run has 32"):
+        Checkpoints(other).to_resume()
+    same = settings_for(tmp_path, resume_from_checkpoint="latest", gradient_accumulation_steps=4, num_learner_ranks=2)
+    assert Checkpoints(same).to_resume() is not None
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[1]", '{"step": 1}', '{"a": 1}'])
+def test_a_folder_without_a_state_is_no_checkpoint(tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    if content is not None:
+        (folder / "state.json").write_text(content)
+    with pytest.raises(ConfigError, match=f"{folder} is no checkpoint of this program"):
+        Checkpoints(settings_for(tmp_path, resume_from_checkpoint=str(folder))).to_resume()
+
+
+@pytest.mark.parametrize(("every", "due"), [(4, [4, 8, 10]), (0, [10]), (1, list(range(1, 11))), (10, [10])])
+def test_a_checkpoint_is_due_every_so_many_steps_and_at_the_end(tmp_path: Path, every: int, due: list[int]) -> None:
+    checkpoints = Checkpoints(settings_for(tmp_path, save_steps=every))
+    assert [step for step in range(1, 11) if checkpoints.is_due(step)] == due

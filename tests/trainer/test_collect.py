@@ -1,0 +1,191 @@
+"""One group's whole way, with the fleet, the judge and the learner as fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from trainer.batch import Sample
+from trainer.collect import Collector, Logprobs
+from trainer.config import RunSettings
+from trainer.group import Group
+from trainer.prompts import Prompt
+from wire.errors import PromptDropped, ServiceError
+from wire.generation import Completion, PolicyVersion, VersionSpan
+from wire.judgement import GroupVerdict, Message
+
+PROMPT = Prompt(5, ({"role": "user", "content": "sea?"},), (1, 2, 3))
+
+
+class World:
+    """Completion i is `i + 1` tokens; the last is cut at its limit. `events` is what happened, in order."""
+
+    def __init__(self, scores: Sequence[float | None] = (1.0, 2.0, 4.0)) -> None:
+        self.scores = scores
+        self.events: list[str] = []
+        self.requests: list[dict[str, Any]] = []
+        self.ring_seeds: list[int] = []
+        self.scored: list[Sample] = []
+        self.pauses: dict[int, float] = {}
+        self.version = PolicyVersion(0, 7)
+        self.failure: Exception | None = None
+        self.judge_hangs = False
+
+    @asynccontextmanager
+    async def generate(
+        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str]
+    ) -> AsyncIterator[list[asyncio.Future[Completion]]]:
+        self.requests.append({"token_ids": token_ids, "num": num, "seed": seed, "salt": salt()})
+        futures = [asyncio.get_running_loop().create_future() for _ in range(num)]
+        task = asyncio.create_task(self._write(futures))
+        try:
+            yield futures
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            for future in futures:
+                if future.done() and not future.cancelled():
+                    future.exception()
+                future.cancel()
+            self.events.append("left generate")
+
+    async def _write(self, futures: list[asyncio.Future[Completion]]) -> None:
+        for index, future in enumerate(futures):
+            await asyncio.sleep(self.pauses.get(index, 0))
+            if self.failure is not None and index == 1:
+                future.set_exception(self.failure)
+                continue
+            ids = tuple(range(10, 11 + index))
+            spans = (VersionSpan("0.7", 0, len(ids)),)
+            finished = index < len(futures) - 1
+            future.set_result(Completion(index, ids, (-0.5,) * len(ids), finished, spans, "http://replica-0"))
+            self.events.append(f"written {index}")
+
+    async def ring(
+        self, conversation: Sequence[Message], completions: Sequence[asyncio.Future[str | None]], seed: int
+    ) -> GroupVerdict:
+        assert list(conversation) == [Message(role="user", content="sea?")]
+        self.ring_seeds.append(seed)
+        for index, completion in enumerate(completions):
+            text = await completion
+            self.events.append(f"judged {index}: {text}")
+        if self.judge_hangs:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.01)
+        return GroupVerdict(scores=tuple(self.scores), verdicts=())
+
+    async def reference(self, samples: Sequence[Sample]) -> list[Logprobs]:
+        self.events.append("reference")
+        self.scored += samples
+        await asyncio.sleep(0)
+        return [([-1.0] * len(s.completion_ids), [-3.0] * len(s.completion_ids)) for s in samples]
+
+
+def collector(world: World, **changes: Any) -> Collector:
+    settings = RunSettings(
+        device="cpu", **{"rloo_k": 3, "kl_coef": 0.1, "missing_eos_penalty": 1.0, "seed": 9, **changes}
+    )
+    return Collector(settings, world, world, world, lambda ids: f"text of {len(ids)}", lambda: world.version)
+
+
+async def test_a_group_holds_scores_less_penalty_and_rewards_less_kl() -> None:
+    world = World()
+    group = await collector(world)(PROMPT)
+    assert isinstance(group, Group) and group.prompt is PROMPT
+    assert group.texts == ["text of 1", "text of 2", "text of 3"]
+    assert group.kl_K == [2.0, 4.0, 6.0]  # own - reference = 2 nats a token
+    assert group.entropy_K == [1.0, 2.0, 3.0]
+    assert group.scores_K == [1.0, 2.0, 3.0]  # the last was cut: 4 - 1
+    assert group.rewards_K == pytest.approx([0.8, 1.6, 2.4])
+    assert [sample.advantage for sample in group.samples()] == pytest.approx([-1.2, 0.0, 1.2])
+    assert group.oldest_version == PolicyVersion(0, 7)
+
+
+async def test_the_learner_scores_the_completions_as_they_were_sampled() -> None:
+    world = World()
+    await collector(world)(PROMPT)
+    assert world.scored == [
+        Sample((1, 2, 3), (10,), (-0.5,)),
+        Sample((1, 2, 3), (10, 11), (-0.5, -0.5)),
+        Sample((1, 2, 3), (10, 11, 12), (-0.5, -0.5, -0.5)),
+    ]
+
+
+async def test_a_missing_verdict_stays_missing_and_its_completion_is_not_trained_on() -> None:
+    group = await collector(World(scores=(1.0, None, 4.0)))(PROMPT)
+    assert (group.scores_K[1], group.rewards_K[1], group.advantages_K[1]) == (None, None, None)
+    assert group.kl_K[1] == 4.0
+    assert [len(sample.completion_ids) for sample in group.samples()] == [1, 3]
+
+
+@pytest.mark.parametrize("scores", [(None, None, None), (3.0, None, None)])
+async def test_fewer_than_two_scores_drop_the_prompt_before_the_learner_works_for_it(scores) -> None:
+    world = World(scores=scores)
+    num = sum(score is not None for score in scores)
+    with pytest.raises(PromptDropped, match=f"prompt 5: {num} of 3 completions have a score"):
+        await collector(world)(PROMPT)
+    assert "reference" not in world.events
+
+
+async def test_the_judge_reads_a_completion_before_the_last_one_is_written() -> None:
+    world = World()
+    world.pauses = {2: 0.05}
+    await collector(world)(PROMPT)
+    assert world.events.index("judged 1: text of 2") < world.events.index("written 2")
+    assert world.events[-2:] == ["left generate", "reference"]
+
+
+async def test_the_stages_are_timed_and_say_who_waits_for_whom() -> None:
+    world = World()
+    world.pauses = {2: 0.05}
+    make = collector(world)
+    assert make.slowest() == "nobody"
+    task = asyncio.create_task(make(PROMPT))
+    await asyncio.sleep(0.01)
+    assert make.num_at["replicas"] == 1 and make.slowest() == "replicas"
+    group = await task
+    assert set(group.seconds) == {"generate", "judge", "reference"}
+    assert group.seconds["generate"] >= 0.045 and group.seconds["judge"] >= 0.005
+    assert not +make.num_at
+
+
+async def test_cancellation_leaves_no_task_behind() -> None:
+    world = World()
+    world.judge_hangs = True
+    make = collector(world)
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(make(PROMPT))
+    while "judged 2: text of 3" not in world.events:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == before
+    assert world.events[-1] == "left generate" and not +make.num_at
+
+
+async def test_a_completion_that_failed_fails_the_group_and_leaves_no_task_behind() -> None:
+    world = World()
+    world.failure = ServiceError("http://replica-0 is gone")
+    before = asyncio.all_tasks()
+    with pytest.raises(ServiceError, match="replica-0 is gone"):
+        await collector(world)(PROMPT)
+    assert asyncio.all_tasks() == before
+
+
+async def test_seeds_differ_by_purpose_and_occurrence_and_only_the_completions_by_version() -> None:
+    world = World()
+    make = collector(world)
+    await make.judged(PROMPT)
+    await make.judged(PROMPT, purpose="held-out")
+    await make.judged(Prompt(6, PROMPT.conversation, PROMPT.token_ids))
+    world.version = PolicyVersion(1, 7)
+    await make.judged(PROMPT)
+    assert len({request["seed"] for request in world.requests}) == 4
+    assert world.ring_seeds[0] == world.ring_seeds[3] and len(set(world.ring_seeds)) == 3
+    assert [request["salt"] for request in world.requests] == ["0.7"] * 3 + ["1.7"]
+    assert world.requests[0]["token_ids"] == (1, 2, 3) and world.requests[0]["num"] == 3

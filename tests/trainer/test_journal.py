@@ -1,0 +1,176 @@
+"""What a person sees of a run; TensorBoard's own reader reads it back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.config import RunSettings
+from trainer.group import Group
+from trainer.journal import Journal, library_versions, write_summary
+from trainer.prompts import Prompt
+from trainer.stats import Moments, StepStats
+from wire.generation import Completion, PolicyVersion, VersionSpan
+from wire.judgement import GroupVerdict, PlacedVerdict, Verdict
+
+
+def group(score: float | None = 4.0) -> Group:
+    """Two completions; the second has a score of 2."""
+    completions = [Completion(i, (7, 2), (-0.5, -0.1), True, (VersionSpan("0.0", 0, 2),)) for i in range(2)]
+    verdict = Verdict(scores=(4.0, 2.0), ranking=2, text="the first is \\boxed{4, 2}", completion_tokens=9)
+    return Group(
+        prompt=Prompt(3, ({"role": "user", "content": "what is <b>?"},), (1,)),
+        completions=completions,
+        texts=["waves & <tides>", "boring"],
+        verdict=GroupVerdict(scores=(score, 2.0), verdicts=(PlacedVerdict(first=0, second=1, verdict=verdict),)),
+        scores_K=[score, 2.0],
+        rewards_K=[score, 2.0],
+        kl_K=[0.5, 0.25],
+        entropy_K=[1.0, 2.0],
+        seconds={"generate": 1.0, "judge": 2.0, "reference": 0.5},
+    )
+
+
+def settings_for(folder: Path, **changes: Any) -> RunSettings:
+    """Three steps of four completions."""
+    return RunSettings(
+        device="cpu",
+        output_dir=str(folder),
+        **{"rloo_k": 2, "gradient_accumulation_steps": 2, "total_episodes": 12, **changes},
+    )
+
+
+STATS = StepStats(ratio=Moments.of([1.0]), loss=-0.5, learning_rate=1e-6, grad_norm=0.25)
+
+
+async def write(settings: RunSettings, first_step: int = 0, **changes: Any) -> Journal:
+    journal = Journal(settings, first_step=first_step, stop_token_ids=(2,), waits=lambda: "the judge")
+    async with journal:
+        for step in range(first_step + 1, settings.num_steps + 1):
+            with journal.timed("wait"):
+                await asyncio.sleep(0.002)
+            journal.record(
+                PolicyVersion(0, step), [group(**changes)] * 2, STATS, lags=[0, 1], num_dropped=step
+            )  # fmt: skip
+    return journal
+
+
+def read(settings: RunSettings) -> EventAccumulator:
+    events = EventAccumulator(str(settings.runs_dir))
+    events.Reload()
+    return events
+
+
+def values(events: EventAccumulator, name: str) -> dict[int, float]:
+    return {event.step: event.tensor_proto.float_val[0] for event in events.Tensors(name)} if (
+        name in events.Tags()["tensors"]
+    ) else {event.step: event.value for event in events.Scalars(name)}  # fmt: skip
+
+
+async def test_tensorboard_reads_back_every_step(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    await write(settings)
+    events = read(settings)
+    assert values(events, "objective/scores") == {1: 3.0, 2: 3.0, 3: 3.0}
+    assert values(events, "episode") == {1: 4.0, 2: 8.0, 3: 12.0}
+    assert values(events, "loss/policy_avg") == {1: -0.5, 2: -0.5, 3: -0.5}
+    assert values(events, "val/num_eos_tokens")[1] == 4.0
+    assert values(events, "sample/dropped_groups") == {1: 1.0, 2: 2.0, 3: 3.0}
+    assert all(0.0015 <= seconds < 1 for seconds in values(events, "time/wait").values())
+
+
+async def test_what_is_not_a_number_is_not_written(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    await write(settings)
+    scalars = read(settings).Tags()["scalars"]
+    assert "policy/approxkl_avg" not in scalars and "val/ratio" in scalars
+
+
+async def test_completions_are_logged_with_scores_and_what_the_judge_said(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, log_completions_steps=2)
+    await write(settings)
+    (tag,) = read(settings).Tags()["tensors"]
+    logged = read(settings).Tensors(tag)
+    assert [event.step for event in logged] == [1, 2, 3]
+    text = logged[0].tensor_proto.string_val[0].decode()
+    assert "prompt 3" in text and "*user*: what is &lt;b&gt;?" in text
+    assert "waves &amp; &lt;tides&gt;" in text and "score 4.00, reward 4.00, advantage 2.00" in text
+    assert "verdict on 0 and 1" in text and "\\boxed{4, 2}" in text
+
+
+async def test_only_as_many_completions_are_logged_as_asked_for_and_as_often(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, num_logged_completions=1, total_episodes=24, log_completions_steps=4)
+    await write(settings)
+    (tag,) = read(settings).Tags()["tensors"]
+    logged = read(settings).Tensors(tag)
+    assert [event.step for event in logged] == [1, 4, 5, 6]  # the first of every four, each fourth, the last
+    assert "waves" in (text := logged[0].tensor_proto.string_val[0].decode()) and "boring" not in text
+
+
+async def test_a_missing_score_is_said_to_be_missing(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    await write(settings, score=None)
+    events = read(settings)
+    (tag,) = events.Tags()["tensors"]
+    text = events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+    assert "score missing, reward missing, advantage missing" in text
+    assert values(events, "objective/scores")[1] == 2.0
+
+
+async def test_the_summary_has_first_and_last_scores_seconds_and_versions(tmp_path: Path) -> None:
+    journal = await write(settings_for(tmp_path))
+    journal.add_seconds("start", 1.5)
+    summary = journal.summary()
+    assert set(summary) == {"scores_first", "scores_last", "seconds", "versions"}
+    assert (summary["scores_first"], summary["scores_last"]) == (3.0, 3.0)
+    assert summary["seconds"]["start"] == 1.5 and summary["seconds"]["generate"] == 3.0
+    assert 0.006 <= summary["seconds"]["wait"] < 1
+    assert {"torch", "transformers", "trl", "deepspeed", "ray"} <= set(summary["versions"]) == set(library_versions())
+
+
+async def test_a_run_without_steps_has_no_scores(tmp_path: Path) -> None:
+    journal = await write(settings_for(tmp_path), first_step=3)
+    assert journal.summary()["scores_first"] is None and journal.summary()["scores_last"] is None
+
+
+async def test_a_resumed_run_counts_its_speed_from_where_it_went_on(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    await write(settings, first_step=2)
+    events = read(settings)
+    assert values(events, "episode") == {3: 12.0}
+    assert values(events, "eps")[3] > 0
+
+
+async def test_the_progress_line_says_who_waits_for_whom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(settings_for(tmp_path), first_step=0, stop_token_ids=(2,), waits=lambda: "the judge")
+    async with journal:
+        with journal.timed("wait"):
+            journal.record(PolicyVersion(0, 1), [group()] * 2, STATS, lags=[0, 1], num_dropped=0)
+        line = journal._bar.postfix
+        with journal.timed("publish"):
+            journal._show()
+            assert "publish" in journal._bar.postfix
+    assert "step 1/3" in line and "score 3.00" in line and "lag 0.5" in line and "learner waits for the judge" in line
+    assert "4/12" in capsys.readouterr().err
+
+
+async def test_leaving_ends_the_ticker_after_an_error_too(tmp_path: Path) -> None:
+    journal = Journal(settings_for(tmp_path), first_step=0, stop_token_ids=(), waits=str)
+    with pytest.raises(RuntimeError, match="boom"):
+        async with journal:
+            raise RuntimeError("boom")
+    assert journal._ticker is not None and journal._ticker.done()
+
+
+def test_a_summary_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "summary.json"
+    write_summary(path, {"steps": 1})
+    with pytest.raises(ValueError):
+        write_summary(path, {"steps": math.nan})
+    assert json.loads(path.read_text()) == {"steps": 1}

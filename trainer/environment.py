@@ -1,0 +1,20 @@
+"""What the environment must say before Ray is imported: its core reads these variables once, at import."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+
+def prepare_embedded_ray() -> None:
+    """Make an embedded Ray private to this host and this run.
+
+    It listens on the loopback interface only, and every call to it carries a token that nobody else has. Ray replaces
+    a loopback address by the host's public one wherever clusters are possible, and then listens on every interface; the
+    last switch (named for the systems that lack clusters) turns that off, since an embedded Ray has one host.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
