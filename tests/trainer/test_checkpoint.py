@@ -48,9 +48,9 @@ async def test_a_checkpoint_holds_the_learners_part_and_where_the_driver_goes_on
     (path,) = await save(Checkpoints(settings_for(tmp_path, seed=7)), 3, lineage=1)
     assert path == tmp_path / "checkpoint-3"
     assert (path / "learner" / "rank1.pt").read_text() == "weights"
-    state = DriverState(lineage=1, step=3, next_prompt=12, completions_per_step=16, seed=7)
+    state = DriverState(lineage=1, step=3, next_prompt=12, completions_per_step=16, num_learner_ranks=1, seed=7)
     assert DriverState(**json.loads((path / "state.json").read_text())) == state
-    resumed = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume()
+    resumed = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest", seed=7)).to_resume()
     assert resumed == (path, state)
 
 
@@ -72,6 +72,7 @@ async def test_only_the_newest_are_kept_and_ten_comes_after_nine(tmp_path: Path)
     checkpoints = Checkpoints(settings_for(tmp_path, save_total_limit=2))
     await save(checkpoints, 8, 9, 10)
     assert [path.name for path in checkpoints.existing()] == ["checkpoint-9", "checkpoint-10"]
+    assert checkpoints.has(10) and not checkpoints.has(8)
     assert not (tmp_path / "checkpoint-8").exists()
 
 
@@ -114,13 +115,24 @@ async def test_a_run_resumes_from_the_latest_or_from_the_one_that_is_named(tmp_p
     assert Checkpoints(settings_for(tmp_path)).to_resume() is None
 
 
-async def test_another_size_of_step_is_refused_with_both_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gradient_accumulation_steps": 16}, "completions_per_step 16, this run has 32"),
+        ({"gradient_accumulation_steps": 4, "num_learner_ranks": 2}, "num_learner_ranks 1, this run has 2"),
+        ({"seed": 43}, "seed 42, this run has 43"),
+    ],
+)
+async def test_what_must_stay_the_same_is_refused_with_both_numbers(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     await save(Checkpoints(settings_for(tmp_path)), 2)
-    other = settings_for(tmp_path, resume_from_checkpoint="latest", gradient_accumulation_steps=4, num_learner_ranks=4)
-    with pytest.raises(ConfigError, match="made with 16 completions a step, this run has 32"):
-        Checkpoints(other).to_resume()
-    same = settings_for(tmp_path, resume_from_checkpoint="latest", gradient_accumulation_steps=4, num_learner_ranks=2)
-    assert Checkpoints(same).to_resume() is not None
+    with pytest.raises(ConfigError, match=f"checkpoint-2 was made with {message}"):
+        Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest", **changes)).to_resume()
+    recut = settings_for(
+        tmp_path, resume_from_checkpoint="latest", per_device_train_batch_size=4, gradient_accumulation_steps=4
+    )
+    assert Checkpoints(recut).to_resume() is not None
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]", '{"step": 1}', '{"a": 1}'])

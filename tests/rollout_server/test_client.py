@@ -1,0 +1,331 @@
+"""The real client against a fake of vLLM's streaming route, over a loopback socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from rollout_server.client import RolloutClient, Sampling
+from wire.errors import ServiceError, Unauthorized
+from wire.generation import Completion, VersionSpan
+
+TOKEN = "correct-horse"
+SAMPLING = Sampling(max_tokens=16, temperature=0.7, stop_token_ids=(2, 3))
+DONE = b"data: [DONE]\n\n"
+
+
+def line(
+    index: int, ids: Sequence[int], finish: str | None = None, version: str | None = None, **changes: Any
+) -> bytes:
+    """An event as vLLM 0.32 writes it (scale_out/token_in_token_out/serving.py): token t has log-prob -t / 10."""
+    content = [{"token_id": t, "logprob": -t / 10, "rank": 1, "top_logprobs": []} for t in ids]
+    spans = [{"version": version, "start": 0, "end": 9}] if version else None
+    choice = {"index": index, "logprobs": {"content": content}, "finish_reason": finish, "stop_reason": None}
+    choice |= {
+        "token_ids": list(ids),
+        "routed_experts": None,
+        "sampling_mask": None,
+        "weight_versions": spans,
+    } | changes
+    event = {"request_id": "generate-tokens-1", "usage": None, "output_mode": "tokens", "choices": [choice]}
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+Script = Callable[["Reply"], Awaitable[None]]
+
+
+class Reply:
+    """What a script of the fake sees of one request."""
+
+    def __init__(self, request: web.Request, body: dict[str, Any], stream: web.StreamResponse) -> None:
+        self.request, self.body, self.stream = request, body, stream
+
+    async def send(self, *events: bytes) -> None:
+        for event in events:
+            await self.stream.write(event)
+
+    def drop(self) -> None:
+        assert self.request.transport is not None
+        self.request.transport.close()
+
+
+class FakeReplica:
+    """A server that plays one script a request, the last one again and again."""
+
+    def __init__(self) -> None:
+        self.scripts: list[Script | int] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.num_abandoned = 0
+        app = web.Application()
+        app.router.add_post("/inference/v1/generate", self.generate)
+        self.server = TestServer(app)
+
+    @property
+    def url(self) -> str:
+        return str(self.server.make_url("")).rstrip("/")
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.json())
+        self.headers.append(dict(request.headers))
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        if isinstance(script, int):
+            return web.json_response({"error": f"status {script}"}, status=script)
+        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await stream.prepare(request)
+        try:
+            await script(Reply(request, self.bodies[-1], stream))
+        except (ConnectionResetError, asyncio.CancelledError):
+            self.num_abandoned += 1
+            raise
+        return stream
+
+
+@pytest.fixture
+async def replicas() -> AsyncIterator[list[FakeReplica]]:
+    """Two of them."""
+    fakes = [FakeReplica(), FakeReplica()]
+    for fake in fakes:
+        fake.scripts = [write_all]
+        await fake.server.start_server()
+    yield fakes
+    for fake in fakes:
+        await fake.server.close()
+
+
+def client(*fakes: FakeReplica, timeout_s: float = 10.0) -> RolloutClient:
+    return RolloutClient(lambda: [fake.url for fake in fakes], TOKEN, SAMPLING, timeout_s)
+
+
+async def write_all(reply: Reply) -> None:
+    """Completion i is the tokens 10 + i and 2."""
+    for index in range(reply.body["sampling_params"]["n"]):
+        await reply.send(line(index, [10 + index, 2], "stop", "0.7"))
+    await reply.send(DONE)
+
+
+async def ask(rollouts: RolloutClient, num: int = 2, salt: str = "0.7") -> list[Completion]:
+    async with rollouts.generate((5, 6, 7), num, seed=1000, salt=lambda: salt) as futures:
+        return list(await asyncio.gather(*futures))
+
+
+async def test_a_completion_has_tokens_logprobs_versions_and_the_replicas_name(replicas) -> None:
+    async with client(replicas[0]) as rollouts:
+        first, second = await ask(rollouts)
+    spans = (VersionSpan("0.7", 0, 9),)
+    assert first == Completion(0, (10, 2), (-1.0, -0.2), True, spans, replicas[0].url)
+    assert (second.index, second.token_ids) == (1, (11, 2))
+
+
+async def test_the_request_says_how_to_draw_and_carries_token_seed_and_salt(replicas) -> None:
+    async with client(replicas[0]) as rollouts:
+        await ask(rollouts, num=3, salt="1.9")
+    (body,), (headers,) = replicas[0].bodies, replicas[0].headers
+    assert headers["Authorization"] == f"Bearer {TOKEN}"
+    assert (body["token_ids"], body["cache_salt"], body["stream"]) == ([5, 6, 7], "1.9", True)
+    drawn = body["sampling_params"]
+    assert (drawn["n"], drawn["seed"], drawn["max_tokens"], drawn["temperature"]) == (3, 1000, 16, 0.7)
+    assert (drawn["top_p"], drawn["top_k"], drawn["logprobs"], drawn["stop_token_ids"]) == (1.0, 0, 0, [2, 3])
+    assert drawn["detokenize"] is False
+
+
+async def test_a_completion_is_there_before_the_last_one_exists(replicas) -> None:
+    go_on = asyncio.Event()
+
+    async def slowly(reply: Reply) -> None:
+        await reply.send(line(1, [11, 2], "stop", "0.7"))
+        await go_on.wait()
+        await reply.send(line(0, [10, 2], "stop", "0.8"), DONE)
+
+    replicas[0].scripts = [slowly]
+    async with client(replicas[0]) as rollouts, rollouts.generate((5,), 2, seed=0, salt=str) as futures:
+        assert (await futures[1]).token_ids == (11, 2)
+        assert not futures[0].done() and rollouts.in_flight == {replicas[0].url: 1}
+        go_on.set()
+        assert (await futures[0]).versions == (VersionSpan("0.8", 0, 9),)
+
+
+async def test_the_pieces_of_completions_are_joined_however_they_interleave(replicas) -> None:
+    async def in_pieces(reply: Reply) -> None:
+        await reply.send(line(0, [10]), line(1, [20]))  # vLLM sends the first token alone
+        await reply.send(line(1, [21, 22], "length", "0.7"), line(0, [11, 2], "stop", "0.8"), DONE)
+
+    replicas[0].scripts = [in_pieces]
+    async with client(replicas[0]) as rollouts:
+        first, second = await ask(rollouts)
+    assert (first.token_ids, first.logprobs, first.finished) == ((10, 11, 2), (-1.0, -1.1, -0.2), True)
+    assert (second.token_ids, second.finished) == ((20, 21, 22), False)
+    assert (first.versions[0].version, second.versions[0].version) == ("0.8", "0.7")
+
+
+async def test_an_event_cut_over_network_packets_is_read_whole(replicas) -> None:
+    async def bytewise(reply: Reply) -> None:
+        event = line(0, [10, 2], "stop", "0.7")
+        for start in range(0, len(event), 100):
+            await reply.send(event[start : start + 100])
+            await asyncio.sleep(0)
+        await reply.send(b": a comment\n\n", DONE)
+
+    replicas[0].scripts = [bytewise]
+    async with client(replicas[0]) as rollouts:
+        assert (await ask(rollouts, num=1))[0].token_ids == (10, 2)
+
+
+async def test_a_completion_that_ended_at_once_is_empty_but_there(replicas) -> None:
+    async def nothing(reply: Reply) -> None:
+        await reply.send(line(0, [], "stop", logprobs=None), DONE)
+
+    replicas[0].scripts = [nothing]
+    async with client(replicas[0]) as rollouts:
+        assert (await ask(rollouts, num=1))[0] == Completion(0, (), (), True, (), replicas[0].url)
+
+
+async def test_prompts_go_to_the_replica_with_the_fewest_in_flight(replicas) -> None:
+    release = asyncio.Event()
+
+    async def held(reply: Reply) -> None:
+        await release.wait()
+        await write_all(reply)
+
+    for fake in replicas:
+        fake.scripts = [held]
+    async with client(*replicas) as rollouts:
+        tasks = [asyncio.create_task(ask(rollouts)) for _ in range(6)]
+        while sum(len(fake.bodies) for fake in replicas) < 6:
+            await asyncio.sleep(0.005)
+        assert rollouts.in_flight == {replicas[0].url: 3, replicas[1].url: 3}
+        release.set()
+        await asyncio.gather(*tasks)
+        assert rollouts.in_flight == {}
+
+
+async def break_off(reply: Reply) -> None:
+    """The first completion whole, half of the second, and gone."""
+    await reply.send(line(0, [10, 2], "stop", "0.7"), line(1, [90]), line(1, [91])[:40])
+    await asyncio.sleep(0.02)
+    reply.drop()
+
+
+async def end_early(reply: Reply) -> None:
+    await reply.send(line(0, [10, 2], "stop", "0.7"), DONE)
+
+
+async def report_error(reply: Reply) -> None:
+    error = {"error": {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}}
+    await reply.send(line(0, [10, 2], "stop", "0.7"), b"data: " + json.dumps(error).encode() + b"\n\n", DONE)
+
+
+async def abort(reply: Reply) -> None:
+    await reply.send(line(0, [10, 2], "stop", "0.7"), line(1, [90]), line(1, [], "abort"), DONE)
+
+
+async def lose_logprobs(reply: Reply) -> None:
+    await reply.send(line(0, [10, 2], "stop", "0.7"), line(1, [90, 91, 2], "stop", "0.7", logprobs=None), DONE)
+
+
+async def write_noise(reply: Reply) -> None:
+    await reply.send(line(0, [10, 2], "stop", "0.7"), b'data: {"choices": [{"index": "one"}]}\n\n', DONE)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [(500, "HTTP 500.*status 500"), (503, "HTTP 503"), (break_off, ""), (end_early, "ended before all"),
+     (report_error, "EngineCore died"), (abort, "'abort'"), (lose_logprobs, "0 log-probs for 3 tokens"),
+     (write_noise, "index")],
+)  # fmt: skip
+async def test_after_a_failure_another_replica_writes_what_is_missing_and_nothing_comes_twice(
+    replicas, failure: Script | int, words: str
+) -> None:
+    failing, sound = replicas
+    failing.scripts = [failure]
+    async with client(failing, sound) as rollouts:
+        first, second = await ask(rollouts)
+        assert first.replica == (sound.url if isinstance(failure, int) else failing.url)
+        assert (first.token_ids, second.token_ids) == ((10, 2), (11, 2))  # no piece of the first attempt is left
+        assert second.replica == sound.url
+        assert len(failing.bodies) == len(sound.bodies) == 1
+        assert sound.bodies[0]["sampling_params"]["seed"] == failing.bodies[0]["sampling_params"]["seed"]
+        assert rollouts.in_flight == {}
+    async with client(failing, timeout_s=0.3) as rollouts:
+        with pytest.raises(ServiceError, match=rf"not answered within .*; last: {failing.url}: .*{words}"):
+            await ask(rollouts)
+
+
+async def test_a_lone_replica_is_asked_again_after_a_failure(replicas) -> None:
+    replicas[0].scripts = [500, break_off, write_all]
+    async with client(replicas[0]) as rollouts:
+        first, second = await ask(rollouts)
+    assert (first.token_ids, second.token_ids) == ((10, 2), (11, 2))
+    assert len(replicas[0].bodies) == 3
+
+
+async def test_a_replica_that_nobody_listens_for_is_passed_over(replicas) -> None:
+    closed = f"http://127.0.0.1:{unused_port()}"
+    rollouts = RolloutClient(lambda: [closed, replicas[0].url], TOKEN, SAMPLING, 10.0)
+    async with rollouts:
+        assert (await ask(rollouts))[0].replica == replicas[0].url
+
+
+async def test_a_refused_token_is_not_tried_elsewhere(replicas) -> None:
+    replicas[0].scripts = [401]
+    async with client(*replicas) as rollouts:
+        with pytest.raises(Unauthorized, match=f"{replicas[0].url} refuses the token"):
+            await ask(rollouts)
+    assert replicas[1].bodies == []
+
+
+async def test_a_deadline_names_the_replica_that_did_not_answer(replicas) -> None:
+    async def hang(reply: Reply) -> None:
+        await asyncio.sleep(60)
+
+    replicas[0].scripts = [hang]
+    async with client(replicas[0], timeout_s=0.2) as rollouts:
+        with pytest.raises(ServiceError, match=rf"not answered within .*{replicas[0].url}"):
+            await ask(rollouts)
+
+
+async def test_without_members_a_prompt_waits_until_one_is_there(replicas) -> None:
+    members: list[str] = []
+    async with RolloutClient(lambda: members, TOKEN, SAMPLING, 10.0) as rollouts:
+        task = asyncio.create_task(ask(rollouts))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        members.append(replicas[0].url)
+        assert len(await task) == 2
+
+
+async def test_without_members_the_deadline_says_that_nobody_holds_the_weights() -> None:
+    async with client(timeout_s=0.2) as rollouts:
+        with pytest.raises(ServiceError, match="no rollout replica holds the current weights"):
+            await ask(rollouts)
+
+
+async def test_leaving_the_context_cancels_the_request_at_the_replica(replicas) -> None:
+    fake = replicas[0]
+
+    async def hang(reply: Reply) -> None:
+        await reply.send(line(0, [10, 2], "stop", "0.7"))
+        await asyncio.sleep(60)
+
+    fake.scripts = [hang]
+    async with client(fake) as rollouts:
+        async with rollouts.generate((5,), 2, seed=0, salt=str) as futures:
+            await futures[0]
+        assert futures[1].cancelled() and futures[0].result().token_ids == (10, 2)
+        assert rollouts.in_flight == {}
+        async with asyncio.timeout(5):
+            while not fake.num_abandoned:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_failure_that_nobody_awaits_is_no_warning(replicas) -> None:
+    replicas[0].scripts = [401]
+    async with client(replicas[0]) as rollouts, rollouts.generate((5,), 2, seed=0, salt=str) as futures:
+        await asyncio.wait(futures)
+    assert all(isinstance(future.exception(), Unauthorized) for future in futures)
