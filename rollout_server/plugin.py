@@ -6,13 +6,34 @@ worker. It may be called more than once.
 
 from __future__ import annotations
 
+import functools
+
 from rollout_server.rendezvous import listen_on_named_host_only
+
+SPIN_S = 0.001
 
 
 def register() -> None:
-    """Register the `gloo` weight-transfer backend, and keep rendezvous sockets off the public interfaces."""
+    """Register the `gloo` weight-transfer backend, keep rendezvous sockets off the public interfaces, and on a CPU wait
+    without spinning."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
 
     listen_on_named_host_only()
+    if current_platform.is_cpu():
+        wait_without_spinning()
     if "gloo" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("gloo", "rollout_server.transfer", "GlooWeightTransferEngine")
+
+
+def wait_without_spinning() -> None:
+    """Let an engine's processes sleep while they wait for each other.
+
+    vLLM polls its shared-memory queue for a second after each message. That suits a server with cores of its own; where
+    replicas, judge and learner share a few, every idle server takes its share of a core from those that work.
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    condition = shm_broadcast.SpinCondition
+    if not isinstance(condition.__dict__["__init__"], functools.partialmethod):
+        condition.__init__ = functools.partialmethod(condition.__init__, busy_loop_s=SPIN_S)

@@ -75,7 +75,7 @@ def place_learner(settings: RunSettings) -> list[Any]:
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if not is_cuda:
         threads = max(1, (os.cpu_count() or 1) // settings.num_learner_ranks)
-        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if settings.bind_address.startswith("127."):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     actor = ray.remote(LearnerRank)

@@ -103,13 +103,13 @@ def sample_answers(
     return list(zip(conversations, texts, strict=True))
 
 
-def wide_cases(num: int = 192) -> list[Case]:
+def wide_cases(num: int = 96) -> list[Case]:
     """Cases as in the judge's training, drawn anew."""
     rng = Random(f"{SEED} held out")
     return [judge.any_case(rng) for _ in range(num)]
 
 
-def good_cases(num: int = 96) -> list[Case]:
+def good_cases(num: int = 48) -> list[Case]:
     """Pairs of answers that a policy far into RL would write."""
     rng = Random(f"{SEED} good")
     topics = [rng.choice(list(TOPICS)) for _ in range(num)]
