@@ -7,6 +7,7 @@ worker. It may be called more than once.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from rollout_server.rendezvous import listen_on_named_host_only
 
@@ -36,4 +37,5 @@ def wait_without_spinning() -> None:
 
     condition = shm_broadcast.SpinCondition
     if not isinstance(condition.__dict__["__init__"], functools.partialmethod):
-        condition.__init__ = functools.partialmethod(condition.__init__, busy_loop_s=SPIN_S)
+        patient: Any = functools.partialmethod(condition.__init__, busy_loop_s=SPIN_S)
+        condition.__init__ = patient  # type: ignore[method-assign]  # the constructor's callers give no time

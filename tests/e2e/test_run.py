@@ -184,7 +184,8 @@ def test_tensorboard_has_the_names_users_know(run: Observed) -> None:
     events.Reload()
     assert set(events.Tags()["scalars"]) >= TENSORBOARD
     assert len(events.Scalars("objective/scores")) == 4
-    assert max(abs(event.value) for event in events.Scalars("sampling/logp_diff_max")) < 0.5
+    # The first step trains the very weights that wrote its completions; later ones lag by a step.
+    assert events.Scalars("sampling/logp_diff_max")[0].value < 1e-4
     assert "completions/text_summary" in events.Tags()["tensors"]
 
 
