@@ -7,6 +7,7 @@ Ctrl-C in a terminal reaches the program that decides in which order things stop
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from wire.errors import ServiceError
 
 OUT_OF_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "No available memory for the cache blocks")
 
+ERROR_LINE = re.compile(r"[\w.]*(Error|Exception): ")
+
 
 def free_port(address: str) -> int:
     """A TCP port that was free on `address` a moment ago."""
@@ -27,6 +30,12 @@ def free_port(address: str) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+def _cause_in(log: str) -> str:
+    """The last error in a log's tail that is not about another one; vLLM reports a worker's error twice over."""
+    causes = [line for line in log.split(" | ") if ERROR_LINE.match(line) and "See root cause above" not in line]
+    return f" {causes[-1][:300]}." if causes else ""
 
 
 class ServerProcess:
@@ -96,7 +105,7 @@ class ServerProcess:
         advice = (
             f" It ran out of GPU memory: {self._memory_advice}." if any(mark in text for mark in OUT_OF_MEMORY) else ""
         )
-        return f"{self.name} ended with exit code {code}.{advice} {self._log_tail()}"
+        return f"{self.name} ended with exit code {code}.{advice}{_cause_in(text)} {self._log_tail()}"
 
     def stop(self, grace_s: float = 10.0) -> None:
         """End the process and everything in its session: SIGTERM, and after `grace_s` seconds SIGKILL."""
