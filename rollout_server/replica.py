@@ -52,7 +52,7 @@ def replica_gpus(index: int, num: int, visible: str | None) -> str:
         return ",".join(map(str, part))
     devices = visible.split(",")
     if part.stop > len(devices):
-        raise ConfigError(f"replica {index} needs {num} GPUs more than CUDA_VISIBLE_DEVICES ({visible}) names")
+        raise ConfigError(f"replica {index} needs {num} GPUs of its own beyond CUDA_VISIBLE_DEVICES ({visible})")
     return ",".join(devices[i] for i in part)
 
 

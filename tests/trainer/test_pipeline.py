@@ -81,3 +81,12 @@ async def test_leaving_cancels_what_is_in_the_making() -> None:
     async with Pipeline(stream(), collect, capacity=3):
         await asyncio.sleep(0.01)
     assert cancelled == [0, 1, 2]
+
+
+async def test_a_row_of_drops_that_no_prompt_can_explain_ends_the_run() -> None:
+    async def collect(prompt: Prompt) -> Any:
+        raise PromptDropped("0 of 4 completions have a score (missing verdicts: 4 server_lost)")
+
+    async with Pipeline(stream(), collect, capacity=2) as pipeline:
+        with pytest.raises(ServiceError, match="16 groups in a row were dropped; the last: .*server_lost"):
+            await pipeline.take(1)
