@@ -11,13 +11,12 @@ from typing import Any
 import ray
 
 from reward_server.genrm import url_of
-from wire.errors import ServiceError
-from wire.process import ServerProcess, free_port
+from wire.process import HostedServer, ServerProcess, free_port
 
 STOP_GRACE_S = 30.0  # the service ends its own GenRM first; killed before that, it would leave it behind
 
 
-class RewardHost:
+class RewardHost(HostedServer):
     """The actor: starts the service on its own node, says where it is, ends it.
 
     Args:
@@ -34,23 +33,8 @@ class RewardHost:
         command += ["--bind_address", address, "--reward_port", str(port), "--log_dir", log_dir]
         command += ["--startup_timeout_s", str(startup_timeout_s)]
         log, advice = Path(log_dir) / "reward.log", "see judge.log beside reward.log"
-        self._timeout_s = startup_timeout_s
-        self._process = ServerProcess("reward service", command, dict(os.environ), log, url_of(address, port), advice)
-
-    def start(self) -> str:
-        """Start the service and wait until its GenRM answers. Returns its URL; raises ServiceError if that fails."""
-        self._process.start()
-        self._process.wait_healthy(self._timeout_s)
-        return self._process.url
-
-    def check(self) -> None:
-        """Raises ServiceError with the service's last words if it has ended."""
-        if not self._process.is_alive():
-            raise ServiceError(self._process.obituary())
-
-    def stop(self) -> None:
-        """End the service and its GenRM."""
-        self._process.stop(STOP_GRACE_S)
+        process = ServerProcess("reward service", command, dict(os.environ), log, url_of(address, port), advice)
+        super().__init__(process, startup_timeout_s, STOP_GRACE_S)
 
 
 def place_reward_service(

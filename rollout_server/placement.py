@@ -9,30 +9,14 @@ import ray
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_process
 from wire.engine import resolve_device
-from wire.errors import ServiceError
+from wire.process import HostedServer
 
 
-class ReplicaHost:
-    """The actor: starts the server on its own node, says where it is, ends it."""
+class ReplicaHost(HostedServer):
+    """The actor of replica `index`; made on the node where the server will run, so that its port is that node's."""
 
     def __init__(self, settings: RolloutSettings, index: int) -> None:
-        self._process = replica_process(settings, index)
-        self._timeout_s = settings.startup_timeout_s
-
-    def start(self) -> str:
-        """Start the server and wait until it answers. Returns its URL; raises ServiceError as `wait_healthy` does."""
-        self._process.start()
-        self._process.wait_healthy(self._timeout_s)
-        return self._process.url
-
-    def check(self) -> None:
-        """Raises ServiceError with the server's last words if it has ended."""
-        if not self._process.is_alive():
-            raise ServiceError(self._process.obituary())
-
-    def stop(self) -> None:
-        """End the server."""
-        self._process.stop()
+        super().__init__(replica_process(settings, index), settings.startup_timeout_s)
 
 
 def place_replicas(settings: RolloutSettings) -> list[Any]:

@@ -132,3 +132,31 @@ class ServerProcess:
         except OSError:
             return f"no log at {self.log_path}"
         return f"log {self.log_path} ends: " + " | ".join(line.strip() for line in tail)
+
+
+class HostedServer:
+    """A server that somebody else asks for: start it, ask after it, end it. Made an actor by the placement modules.
+
+    Args:
+        process: the server, not yet started.
+        startup_timeout_s: deadline of its start.
+        grace_s: time between SIGTERM and SIGKILL when it is ended.
+    """
+
+    def __init__(self, process: ServerProcess, startup_timeout_s: float, grace_s: float = 10.0) -> None:
+        self._process, self._startup_timeout_s, self._grace_s = process, startup_timeout_s, grace_s
+
+    def start(self) -> str:
+        """Start the server and wait until it answers. Returns its URL; raises ServiceError as `wait_healthy` does."""
+        self._process.start()
+        self._process.wait_healthy(self._startup_timeout_s)
+        return self._process.url
+
+    def check(self) -> None:
+        """Raises ServiceError with the server's last words if it has ended."""
+        if not self._process.is_alive():
+            raise ServiceError(self._process.obituary())
+
+    def stop(self) -> None:
+        """End the server."""
+        self._process.stop(self._grace_s)

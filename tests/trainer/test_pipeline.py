@@ -88,5 +88,5 @@ async def test_a_row_of_drops_that_no_prompt_can_explain_ends_the_run() -> None:
         raise PromptDropped("0 of 4 completions have a score (missing verdicts: 4 server_lost)")
 
     async with Pipeline(stream(), collect, capacity=2) as pipeline:
-        with pytest.raises(ServiceError, match="16 groups in a row were dropped; the last: .*server_lost"):
+        with pytest.raises(ServiceError, match=r"16 groups in a row were dropped; the last: .*server_lost"):
             await pipeline.take(1)

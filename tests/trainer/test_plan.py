@@ -77,7 +77,7 @@ STEPS = {
     "configs/qwen3-8b/multi.yaml": "391 of 128 completions",
     "configs/qwen3-8b/deepspeed.yaml": "391 of 128 completions",
     "configs/qwen3-8b/cluster.yaml": "391 of 128 completions",
-    "configs/toy.yaml": "60 of 64 completions",
+    "configs/toy.yaml": "30 of 64 completions",
 }
 
 

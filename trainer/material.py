@@ -1,0 +1,78 @@
+"""What a run reads before it starts: prompts, held-out prompts, the tokenizer and its stop ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import RunSettings
+from trainer.dataset import load_conversations
+from trainer.evaluate import Truth, load_truth
+from trainer.prompts import Prompt, PromptRenderer
+from wire.errors import ConfigError
+
+
+@dataclass
+class Material:
+    """`stop_token_ids` end a completion; `truth` is None where the true score is not known."""
+
+    tokenizer: Any
+    stop_token_ids: tuple[int, ...]
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    truth: Truth | None
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """A completion's text for the judge, without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def load_material(settings: RunSettings, say: Callable[[str], None]) -> Material:
+    """Read prompts and tokenizer; `say` is told how many prompts there are.
+
+    Raises:
+        ConfigError: as the parts do.
+    """
+    tokenizer = load_tokenizer(settings)
+    renderer = PromptRenderer(
+        tokenizer, enable_thinking=settings.enable_thinking, max_prompt_length=settings.max_prompt_length
+    )
+    prompts, dropped = renderer.render_all(load_conversations(settings, settings.dataset_split), "prompts")
+    say(f"{len(prompts)} prompts; {dropped} longer than {settings.max_prompt_length} tokens were dropped")
+    held_out: list[Prompt] = []
+    if settings.num_eval_prompts:
+        held_out, _ = renderer.render_all(load_conversations(settings, settings.eval_split), "held-out prompts")
+    return Material(
+        tokenizer=tokenizer,
+        stop_token_ids=stop_ids(settings, tokenizer),
+        prompts=prompts,
+        held_out=held_out[: settings.num_eval_prompts],
+        truth=load_truth(settings.truth_function),
+    )
+
+
+def load_tokenizer(settings: RunSettings) -> Any:
+    """The policy's tokenizer. Raises ConfigError where it cannot be had."""
+    from transformers import AutoTokenizer
+
+    name, revision = settings.model_name_or_path, settings.model_revision or "main"
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer of {name!r} cannot be had: {error}") from error
+
+
+def stop_ids(settings: RunSettings, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a completion: all of the model's generation_config, else the tokenizer's one."""
+    from transformers import GenerationConfig
+
+    name, revision = settings.model_name_or_path, settings.model_revision or "main"
+    with suppress(OSError):
+        ids = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (int(ids),)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{name!r} has no end-of-sequence token; add a generation_config.json")
+    return (int(tokenizer.eos_token_id),)

@@ -1,0 +1,154 @@
+"""One run from its first push to its summary, over services that are up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rollout_server.client import RolloutClient, Sampling
+from trainer.checkpoint import Checkpoints
+from trainer.collect import Collector
+from trainer.config import RunSettings
+from trainer.evaluate import HeldOut, evaluate_held_out
+from trainer.journal import Journal
+from trainer.loop import train
+from trainer.material import Material
+from trainer.prompts import PromptStream
+from trainer.services import Services, running_services
+from wire.errors import ServiceError
+from wire.generation import PolicyVersion
+
+
+async def run(settings: RunSettings, material: Material, token: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Start or join the services, train, and stop what was started; returns the summary.
+
+    Raises:
+        ServiceError: a part failed; the message carries its last words.
+    """
+    started = time.monotonic()
+    async with running_services(settings, token, say) as services:
+        watch = asyncio.create_task(services.watch())
+        work = asyncio.create_task(Run(settings, material, token, services, say).go(started))
+        try:
+            await asyncio.wait([watch, work], return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()  # raises: a server of the run has ended, and its last words say why
+            return await work
+        finally:
+            for task in (watch, work):
+                task.cancel()
+            await asyncio.gather(watch, work, return_exceptions=True)
+
+
+class Run:
+    """The driver's own part: what is live, what is done, what is saved.
+
+    Args:
+        settings: the run's.
+        material: prompts and tokenizer.
+        token: the access token.
+        services: the three parts.
+        say: told what a person should know.
+    """
+
+    def __init__(
+        self, settings: RunSettings, material: Material, token: str, services: Services, say: Callable[[str], None]
+    ) -> None:
+        self._settings, self._material, self._token, self._services = settings, material, token, services
+        self._say = say
+        self._checkpoints = Checkpoints(settings)
+        self._live = PolicyVersion(0, 0)  # what the replicas hold
+        self._done = (PolicyVersion(0, 0), 0)  # the last whole step, and the first prompt it did not use
+        self._first_step = 0
+
+    async def go(self, started: float) -> dict[str, Any]:
+        """Restore, push, evaluate, train, evaluate, export. `started` is a monotonic time in seconds."""
+        settings, material = self._settings, self._material
+        await self._restore()
+        sampling = Sampling(settings.response_length, settings.temperature, material.stop_token_ids)
+        fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
+        async with RolloutClient(fleet.ready, self._token, sampling, settings.rollout_timeout_s) as rollouts:
+            collector = Collector(settings, rollouts, judge, learner, material.decode, lambda: self._live)
+            stops, waits = material.stop_token_ids, collector.slowest
+            journal = Journal(settings, first_step=self._first_step, stop_token_ids=stops, waits=waits)
+            async with journal:
+                journal.add_seconds("start", time.monotonic() - started)
+                with journal.timed("publish"):
+                    await self._publish(self._done[0])
+                before = await self._held_out(collector, journal, "held-out, before")
+                version = await self._train(collector, journal)
+                after = await self._held_out(collector, journal, "held-out, after")
+                with journal.timed("export"):
+                    await learner.export(str(Path(settings.output_dir) / "policy"))
+                return self._summary(version, await fleet.versions(), before, after) | journal.summary()
+
+    async def _restore(self) -> None:
+        found = self._checkpoints.to_resume()
+        if found is None:
+            return
+        path, state = found
+        await self._services.learner.load(str(path))
+        # A new lineage: what an earlier life of this run wrote at the same steps must not be taken for ours.
+        self._done = (PolicyVersion(state.lineage + 1, state.step), state.next_prompt)
+        self._first_step = state.step
+        self._say(f"resumed from {path}: step {state.step}")
+
+    async def _publish(self, version: PolicyVersion) -> None:
+        await self._services.fleet.publish(self._services.learner, version)
+        self._live = version
+
+    async def _train(self, collector: Collector, journal: Journal) -> PolicyVersion:
+        version, next_prompt = self._done
+        prompts = PromptStream(self._material.prompts, self._settings.seed)
+        prompts.seek(next_prompt)
+        try:
+            return await train(
+                self._settings,
+                version=version,
+                prompts=prompts,
+                collect=collector,
+                learner=self._services.learner,
+                publish=self._publish,
+                checkpoint=self._checkpoint,
+                journal=journal,
+            )
+        except (ServiceError, asyncio.CancelledError):
+            with suppress(ServiceError):  # the cause of the end is what must be told
+                await self._save_what_is_done()
+            raise
+
+    async def _checkpoint(self, version: PolicyVersion, next_prompt: int) -> None:
+        self._done = (version, next_prompt)
+        if self._checkpoints.is_due(version.step):
+            await self._checkpoints.save(self._services.learner, version, next_prompt)
+
+    async def _save_what_is_done(self) -> None:
+        """After a failure: a checkpoint of the last whole step, if that is what the learner still holds."""
+        learner, step = self._services.learner, self._done[0].step
+        if step > self._first_step and learner.num_steps == step - self._first_step and not self._checkpoints.has(step):
+            self._say(f"checkpoint of step {step}: {await self._checkpoints.save(learner, *self._done)}")
+
+    async def _held_out(self, collector: Collector, journal: Journal, title: str) -> HeldOut:
+        with journal.timed("held_out"):
+            return await evaluate_held_out(collector, self._material.held_out, self._material.truth, title)
+
+    def _summary(
+        self, version: PolicyVersion, replica_versions: list[str], before: HeldOut, after: HeldOut
+    ) -> dict[str, Any]:
+        return {
+            "steps": version.step,
+            "episodes": version.step * self._settings.completions_per_step,
+            "held_out_score_before": before.score,
+            "held_out_score_after": after.score,
+            "held_out_truth_before": before.truth,
+            "held_out_truth_after": after.truth,
+            "held_out_before": asdict(before),
+            "held_out_after": asdict(after),
+            "policy_version": version.label,
+            "replica_versions": replica_versions,
+        }
