@@ -22,7 +22,7 @@ from trainer.config import RunSettings
 from wire.errors import ConfigError
 from wire.generation import PolicyVersion
 
-NAME = re.compile(r"checkpoint-(\d+)")
+NAME = re.compile(r"checkpoint-\d+")
 
 
 class Saver(Protocol):
@@ -56,10 +56,14 @@ class Checkpoints:
         self._settings, self._folder = settings, Path(settings.output_dir)
 
     def existing(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        named = ((NAME.fullmatch(path.name), path) for path in self._folder.glob("checkpoint-*"))
-        found = [(int(match[1]), path) for match, path in named if match]
-        return [path for _, path in sorted(found)]
+        """Whole checkpoints in the order they were written.
+
+        Not in the order of their steps: a run that went back to an earlier checkpoint writes lower ones than lie there
+        from its former life, and these are the newest all the same.
+        """
+        states = [path / "state.json" for path in self._folder.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+        whole = [(state.stat().st_mtime_ns, state.parent) for state in states if state.is_file()]
+        return [path for _, path in sorted(whole)]
 
     def to_resume(self) -> tuple[Path, DriverState] | None:
         """The checkpoint that `resume_from_checkpoint` names, read; None for a fresh start.

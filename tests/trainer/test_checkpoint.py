@@ -149,3 +149,13 @@ def test_a_folder_without_a_state_is_no_checkpoint(tmp_path: Path, content: str 
 def test_a_checkpoint_is_due_every_so_many_steps_and_at_the_end(tmp_path: Path, every: int, due: list[int]) -> None:
     checkpoints = Checkpoints(settings_for(tmp_path, save_steps=every))
     assert [step for step in range(1, 11) if checkpoints.is_due(step)] == due
+
+
+async def test_a_run_that_went_back_keeps_what_it_writes_and_latest_means_last_written(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(settings_for(tmp_path, save_total_limit=2))
+    await save(checkpoints, 8, 9)
+    await save(checkpoints, 4, lineage=1)
+    assert [path.name for path in checkpoints.existing()] == ["checkpoint-9", "checkpoint-4"]
+    resumed = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume()
+    assert resumed is not None
+    assert resumed[0].name == "checkpoint-4"
