@@ -7,17 +7,16 @@ order, because under ZeRO every pass is a collective.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import random
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -25,6 +24,8 @@ from rollout_server.rendezvous import store_on
 from trainer.batch import MicroBatch, MiniBatch, Sample
 from trainer.config import RunSettings
 from trainer.logprobs import Packed, PolicyScorer, to_tensors
+from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
+from trainer.out_of_memory import memory_guard
 from trainer.publish import FleetSyncClient, Member, ZeroWeightSource, open_transfer
 from trainer.rloo import importance_weights, policy_loss
 from trainer.stats import Moments, StepStats
@@ -33,14 +34,6 @@ from wire.errors import ServiceError
 from wire.generation import PolicyVersion
 from wire.process import free_port
 from wire.token import read_token
-
-DEFAULT_DEEPSPEED_CONFIG = Path(__file__).parent.parent / "configs" / "deepspeed" / "zero2.json"
-
-MEMORY_ADVICE = (
-    "CUDA out of memory on learner rank {rank} in {stage}: {free:.1f} GiB were free of {total:.1f}. Halve "
-    "max_tokens_per_microbatch (now {budget}) and logprob_chunk_tokens (now {chunk}); if it still fails, take "
-    "configs/deepspeed/zero3_offload.json or more learner ranks"
-)
 
 
 class LearnerRank:
@@ -68,12 +61,12 @@ class LearnerRank:
     def setup(self, host: str, port: int) -> dict[str, Any]:
         """Meet the other ranks at `host:port` and load the policy and its reference.
 
-        Returns: the number of parameters and of optimizer steps the schedule was made for.
+        Returns: `num_parameters`, of the whole policy.
         """
         self._join(host, port)
         set_seed(self._settings.seed + self._rank)
         with self._memory_guard("loading"):
-            config = self._deepspeed_config()
+            config = deepspeed_config(self._settings)
             partitioned = config["zero_optimization"]["stage"] == 3
             self._hf_config = HfDeepSpeedConfig(config) if partitioned else None  # alive while models load
             self._engine = self._build_engine(config)
@@ -100,19 +93,6 @@ class LearnerRank:
         dist.init_process_group(backend, store=store, rank=self._rank, world_size=world_size, timeout=timeout)
         deepspeed.init_distributed(backend, dist_init_required=False)
 
-    def _deepspeed_config(self) -> dict[str, Any]:
-        """The JSON file with what follows from the flags filled in."""
-        settings = self._settings
-        config: dict[str, Any] = json.loads(Path(settings.deepspeed or DEFAULT_DEEPSPEED_CONFIG).read_text())
-        config.update(
-            train_micro_batch_size_per_gpu=1,  # a micro-batch is one packed row; how many there are varies by step
-            gradient_accumulation_steps=1,  # the boundary is set by hand for the same reason
-            gradient_clipping=settings.max_grad_norm,
-            bf16={"enabled": settings.bf16},
-            data_types={"grad_accum_dtype": "fp32"},
-        )
-        return config
-
     def _load_model(self) -> Any:
         settings = self._settings
         has_flash = self._is_cuda and importlib.util.find_spec("flash_attn") is not None
@@ -132,27 +112,11 @@ class LearnerRank:
         if settings.gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         scorer = PolicyScorer(policy, settings.temperature, settings.logprob_chunk_tokens)
-        offloaded = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
-        optimizer = {
-            "type": "AdamW",
-            "params": {
-                "lr": settings.learning_rate,
-                "betas": [settings.adam_beta1, settings.adam_beta2],
-                "weight_decay": settings.weight_decay,
-                "torch_adam": not (self._is_cuda and offloaded),  # DeepSpeed's CPU Adam only where states are offloaded
-            },
-        }
-        num_optimizer_steps = settings.num_steps * settings.optimizer_steps_per_step
-
-        def schedule(optimizer: Any) -> Any:
-            warmup = round(settings.warmup_ratio * num_optimizer_steps)
-            return get_scheduler(settings.lr_scheduler_type, optimizer, warmup, num_optimizer_steps)
-
         engine, *_ = deepspeed.initialize(
             model=scorer,
-            model_parameters=_weight_decay_groups(scorer, settings.weight_decay),
-            lr_scheduler=schedule,
-            config=config | {"optimizer": optimizer},
+            model_parameters=weight_decay_groups(scorer, settings.weight_decay),
+            lr_scheduler=schedule(settings),
+            config=config | {"optimizer": adamw(settings, config["zero_optimization"], is_cuda=self._is_cuda)},
         )
         return engine
 
@@ -336,42 +300,5 @@ class LearnerRank:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _memory_guard(self, stage: str) -> _MemoryGuard:
-        return _MemoryGuard(self, stage)
-
-    def out_of_memory(self, stage: str) -> str:
-        """What to say, and to lower, when a stage ran out of GPU memory."""
-        free, total = torch.cuda.mem_get_info(self._device)
-        return MEMORY_ADVICE.format(
-            rank=self._rank,
-            stage=stage,
-            free=free / 2**30,
-            total=total / 2**30,
-            budget=self._settings.microbatch_tokens,
-            chunk=self._settings.logprob_chunk_tokens,
-        )
-
-
-class _MemoryGuard:
-    """Turns CUDA's out-of-memory error into one that says what to lower."""
-
-    def __init__(self, rank: LearnerRank, stage: str) -> None:
-        self._rank, self._stage = rank, stage
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise ServiceError(self._rank.out_of_memory(self._stage)) from error
-
-
-def _weight_decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (biases and norms) do not. A partitioned parameter keeps its shape as `ds_shape`."""
-    matrices: list[torch.nn.Parameter] = []
-    vectors: list[torch.nn.Parameter] = []
-    for parameter in model.parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        (matrices if len(shape) > 1 else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    def _memory_guard(self, stage: str) -> AbstractContextManager[None]:
+        return memory_guard(stage, self._rank, self._settings)
