@@ -42,8 +42,8 @@ async def replica_logprobs(session: aiohttp.ClientSession, url: str, sample: Sam
     return [rows[start + i][str(token)]["logprob"] for i, token in enumerate(sample.completion_ids)]
 
 
-async def compare(case: dict[str, Any]) -> dict[str, Any]:
-    """Largest difference of any token's log-prob, replica by replica, after a step that changed them."""
+async def compare(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """Findings for each fleet."""
     from trainer.placement import place_learner, ray_cluster
     from trainer.ranks import Learner
 
@@ -62,37 +62,41 @@ async def compare(case: dict[str, Any]) -> dict[str, Any]:
         transfer_bucket_mib=1,
         transfer_timeout_s=60,
         learner_timeout_s=200,
-        replicas=0,
-        rollout_urls=case["urls"],
     )
-    token, samples = read_token(case["token_file"]), samples_of(16)
     with ray_cluster(settings):
         learner = Learner(place_learner(settings), settings)
         await learner.setup("127.0.0.1")
-        async with (
-            Fleet(case["urls"], token, 60.0) as fleet,
-            aiohttp.ClientSession(headers=auth_headers(token)) as session,
-        ):
-            await fleet.probe()
-            await fleet.publish(learner, PolicyVersion(0, 0))
-            before = [own for own, _ in await learner.reference(samples)]
-            budget = settings.microbatch_tokens
-            batch = build_batch(samples, num_ranks=case["ranks"], num_mini_batches=1, token_budget=budget)
-            await learner.step(batch)
-            await fleet.publish(learner, PolicyVersion(0, 1))
-            own = [row for row, _ in await learner.reference(samples)]
-            differences = {}
-            for url in case["urls"]:
-                theirs = [await replica_logprobs(session, url, sample) for sample in samples]
-                differences[url] = largest(own, theirs)
-            versions = await fleet.versions()
+        findings = [
+            await push_step_push(learner, settings, urls, PolicyVersion(0, 2 * index))
+            for index, urls in enumerate(case["fleets"])
+        ]
         await learner.close()
-    return {
-        "versions": versions,
-        "largest_difference": differences,
-        "largest_change": largest(own, before),
-        "num_tokens": sum(map(len, own)),
-    }
+    return findings
+
+
+async def push_step_push(learner: Any, settings: RunSettings, urls: list[str], first: PolicyVersion) -> dict[str, Any]:
+    """Largest difference of any token's log-prob, replica by replica, after a step that changed them."""
+    token, samples = read_token(settings.token_file), samples_of(16)
+    async with Fleet(urls, token, 60.0) as fleet, aiohttp.ClientSession(headers=auth_headers(token)) as session:
+        await fleet.probe()
+        await fleet.publish(learner, first)
+        before = [own for own, _ in await learner.reference(samples)]
+        ranks, budget = settings.num_learner_ranks, settings.microbatch_tokens
+        await learner.step(build_batch(samples, num_ranks=ranks, num_mini_batches=1, token_budget=budget))
+        second = PolicyVersion(0, first.step + 1)
+        await fleet.publish(learner, second)
+        own = [row for row, _ in await learner.reference(samples)]
+        differences = {}
+        for url in urls:
+            theirs = [await replica_logprobs(session, url, sample) for sample in samples]
+            differences[url] = largest(own, theirs)
+        return {
+            "versions": await fleet.versions(),
+            "pushed": second.label,
+            "largest_difference": differences,
+            "largest_change": largest(own, before),
+            "num_tokens": sum(map(len, own)),
+        }
 
 
 def largest(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
