@@ -75,7 +75,7 @@ async def compare(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def push_step_push(learner: Any, settings: RunSettings, urls: list[str], first: PolicyVersion) -> dict[str, Any]:
-    """Largest difference of any token's log-prob, replica by replica, after a step that changed them."""
+    """Differences of the tokens' log-probs, learner against each replica, after a step that changed them."""
     token, samples = read_token(settings.token_file), samples_of(16)
     async with Fleet(urls, token, 60.0) as fleet, aiohttp.ClientSession(headers=auth_headers(token)) as session:
         await fleet.probe()
@@ -86,22 +86,30 @@ async def push_step_push(learner: Any, settings: RunSettings, urls: list[str], f
         second = PolicyVersion(0, first.step + 1)
         await fleet.publish(learner, second)
         own = [row for row, _ in await learner.reference(samples)]
-        differences = {}
-        for url in urls:
-            theirs = [await replica_logprobs(session, url, sample) for sample in samples]
-            differences[url] = largest(own, theirs)
+        replicas = {url: [await replica_logprobs(session, url, sample) for sample in samples] for url in urls}
         return {
             "versions": await fleet.versions(),
             "pushed": second.label,
-            "largest_difference": differences,
-            "largest_change": largest(own, before),
+            "largest_difference": {url: largest(own, theirs) for url, theirs in replicas.items()},
+            "mean_difference": max(mean(own, theirs) for theirs in replicas.values()),
+            "mean_change": mean(own, before),
             "num_tokens": sum(map(len, own)),
         }
 
 
+def distances(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> list[float]:
+    """Distances between two ragged tables of the same shape."""
+    return [abs(x - y) for row_a, row_b in zip(a, b, strict=True) for x, y in zip(row_a, row_b, strict=True)]
+
+
 def largest(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
-    """Largest distance between two ragged tables of the same shape."""
-    return max(abs(x - y) for row_a, row_b in zip(a, b, strict=True) for x, y in zip(row_a, row_b, strict=True))
+    """Largest distance."""
+    return max(distances(a, b))
+
+
+def mean(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    """Mean distance."""
+    return sum(distances(a, b)) / len(distances(a, b))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,15 @@ import pytest
 from tests.e2e.conftest import ROOT, Program
 from wire.process import free_port
 
-# fp32 on both sides: two implementations of the same sums. Log-probs near -7 have a spacing of 5e-7, a model of two
-# layers adds a few of them; a wrong weight shows as 0.1 and more.
-FP32_TOLERANCE = 2e-5
-# bf16 keeps 8 bits of a number: hidden states differ by 2^-8 of themselves after each rounding, which the two
-# implementations place differently, and the log-probs by a few of that.
-BF16_TOLERANCE = 0.06
+# Tolerances, in nats: for any one token, and for the mean over all tokens.
+#
+# fp32 on both sides: two orders of the same sums. A log-prob near -20 has a spacing of 2e-6, two layers add a few of
+# them; a wrong weight shows as 0.1 and more.
+FP32 = (5e-5, 1e-5)
+# bf16 keeps 8 bits: a logit between 16 and 32 has a spacing of 0.125, one between 8 and 16 of 0.0625. Both sides round
+# hidden states and logits, each at its own places, so one token can be two such steps apart; the mean, over roundings
+# in both directions, stays well below one.
+BF16 = (0.25, 0.04)
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,15 @@ def push(folder: Path, token_file: Path, fleets: list[list[str]], **case: Any) -
     return findings
 
 
-def check(found: dict[str, Any], urls: list[str], tolerance: float) -> None:
+def check(found: dict[str, Any], urls: list[str], tolerances: tuple[float, float]) -> None:
     """The replicas hold the last version, the step moved the log-probs, and both sides agree on where to."""
+    for_one, for_mean = tolerances
     assert found["versions"] == [found["pushed"]] * len(urls)
     assert found["num_tokens"] >= 100
-    assert found["largest_change"] > max(0.05, 2 * tolerance), "equality of what did not change shows nothing"
+    assert found["mean_change"] > max(0.05, 3 * for_mean), "equality of what did not change shows nothing"
     assert found["largest_difference"].keys() == set(urls)
-    assert max(found["largest_difference"].values()) < tolerance
+    assert max(found["largest_difference"].values()) < for_one, found
+    assert found["mean_difference"] < for_mean, found
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -90,10 +95,10 @@ def test_after_a_push_each_replicas_logprobs_equal_the_learners(
     fleets = [servers.pair, servers.pair[1:], servers.split]
     found = push(folder, token_file, fleets, stage=stage, ranks=ranks, dtype="float32")
     for findings, urls in zip(found, fleets, strict=True):
-        check(findings, urls, FP32_TOLERANCE)
+        check(findings, urls, FP32)
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(2, 1), (3, 2)])
 def test_the_same_holds_in_bf16(servers: Servers, folder: Path, token_file: Path, stage: int, ranks: int) -> None:
     (found,) = push(folder, token_file, [servers.bf16], stage=stage, ranks=ranks, dtype="bfloat16")
-    check(found, servers.bf16, BF16_TOLERANCE)
+    check(found, servers.bf16, BF16)
