@@ -22,12 +22,12 @@ from wire.token import auth_headers, read_token
 NUM_PROMPTS, PROMPT_TOKENS, NUM_TOKENS = 60, 90, 96
 # 60 prompts of 90 tokens are 5,400, more than the 2,048 that a CPU server prefills at once. 24 blocks of 32 tokens hold
 # four finished sequences of 186 tokens, so of those that begin, many are preempted on the way.
-ENGINE = "--num-gpu-blocks-override 24 --no-enable-prefix-caching --load-format auto --block-size 32"
+ENGINE = "--num-gpu-blocks-override 24 --no-enable-prefix-caching --block-size 32"
 
 
 @pytest.fixture(scope="module")
 def replica(folder: Path, token_file: Path) -> Iterator[str]:
-    """A replica with the toy policy's own weights (no push, so no gate: this is about the sampler) and little cache."""
+    """A replica with random weights, which seldom end a completion, no gate before them, and very little cache."""
     settings = RolloutSettings(
         model_name_or_path=str(TOY / "policy"),
         device="cpu",
@@ -82,7 +82,8 @@ async def test_an_overfull_prefill_and_preemption_neither_crash_it_nor_change_wh
     token = read_token(token_file)
     pressed = await write_all(replica, token, at_once=NUM_PROMPTS)
     assert num_preemptions(replica, token) > 0
-    assert all(len(c.token_ids) == NUM_TOKENS == len(c.logprobs) for c in pressed)
+    assert all(len(c.token_ids) == len(c.logprobs) > 0 for c in pressed)
+    assert sum(len(c.token_ids) for c in pressed) > 0.8 * NUM_TOKENS * len(pressed)
     assert len({c.token_ids for c in pressed}) == 2 * NUM_PROMPTS, "no two may be drawn alike"
     calm = await write_all(replica, token, at_once=2)
     equal = sum(a.token_ids == b.token_ids for a, b in zip(pressed, calm, strict=True))
