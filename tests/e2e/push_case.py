@@ -24,7 +24,10 @@ from wire.token import auth_headers, read_token
 def samples_of(num: int) -> list[Sample]:
     """Random tokens: nothing that a model could have learned by heart."""
     rng = random.Random(7)
-    draw = lambda size: tuple(rng.randrange(5, 800) for _ in range(size))  # noqa: E731
+
+    def draw(size: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(5, 800) for _ in range(size))
+
     completions = [draw(rng.randrange(6, 16)) for _ in range(num)]
     return [
         Sample(draw(rng.randrange(4, 60)), ids, (-7.0,) * len(ids), (-1.0) ** i) for i, ids in enumerate(completions)

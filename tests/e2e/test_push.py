@@ -20,7 +20,7 @@ from wire.process import free_port
 #
 # fp32 on both sides: two orders of the same sums. A log-prob near -20 has a spacing of 2e-6, two layers add a few of
 # them; a wrong weight shows as 0.1 and more.
-FP32 = (5e-5, 1e-5)
+FP32 = (2e-5, 1e-5)
 # bf16 keeps 8 bits: a logit between 16 and 32 has a spacing of 0.125, one between 8 and 16 of 0.0625. Both sides round
 # hidden states and logits, each at its own places, so one token can be two such steps apart; the mean, over roundings
 # in both directions, stays well below one.
