@@ -69,9 +69,9 @@ class Judge:
         inquiry, started = _Inquiry(), time.monotonic()
         outcome: Reading | MissingReason
         try:
-            messages = self._dialect.messages(conversation, responses)
+            asked = self._dialect.messages(conversation, responses)
             async with asyncio.timeout(self._settings.judge_timeout_s):
-                outcome = await self._ask(messages, len(responses), seed, inquiry)
+                outcome = await self._ask(asked.messages, len(responses), seed, inquiry)
         except Unwritable as error:
             outcome, inquiry.text = "refused", str(error)
         except TimeoutError:

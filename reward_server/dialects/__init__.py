@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from reward_server.dialects.boxed import Boxed
-from reward_server.dialects.reading import Reading, Unreadable, Unwritable
+from reward_server.dialects.reading import Asked, Reading, Unreadable, Unwritable
 from wire.errors import ConfigError
 from wire.judgement import Message
 
-__all__ = ["DIALECTS", "Dialect", "Reading", "Unreadable", "Unwritable", "dialect_named"]
+__all__ = ["DIALECTS", "Asked", "Dialect", "Reading", "Unreadable", "Unwritable", "dialect_named"]
 
 
 class Dialect(Protocol):
     """One family of judges."""
 
-    def messages(self, conversation: Sequence[Message], responses: Sequence[str]) -> list[dict[str, str]]:
+    def messages(self, conversation: Sequence[Message], responses: Sequence[str]) -> Asked:
         """The chat messages that ask for a verdict on one or two responses.
 
         Raises:
@@ -34,12 +34,14 @@ class Dialect(Protocol):
 DIALECTS: dict[str, Dialect] = {"boxed": Boxed()}
 
 
-def dialect_named(name: str) -> Dialect:
-    """The dialect called `name`.
+def dialect_named(name: str, principle: str | None = None) -> Dialect:
+    """The dialect called `name`, judging by `principle` where one is given.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none of that name, or it takes no principle.
     """
     if name not in DIALECTS:
         raise ConfigError(f"judge_dialect {name!r} is unknown; choose from {', '.join(DIALECTS)}")
+    if principle is not None:
+        raise ConfigError(f"judge_principle {principle!r}: a judge of dialect {name} takes none; leave it out")
     return DIALECTS[name]

@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 
 from reward_server.answers import THOUGHT_END, answer_of
-from reward_server.dialects.reading import Reading, Unreadable, Unwritable
+from reward_server.dialects.reading import Asked, Reading, Unreadable, Unwritable
 from wire.judgement import Message
 
 CONVERSATION_ROLES = frozenset({"user", "assistant"})
@@ -34,7 +34,7 @@ RANK = re.compile(r"[1-6]", re.ASCII)
 class Boxed:
     """Asks and reads a judge of the boxed dialect."""
 
-    def messages(self, conversation: Sequence[Message], responses: Sequence[str]) -> list[dict[str, str]]:
+    def messages(self, conversation: Sequence[Message], responses: Sequence[str]) -> Asked:
         """The conversation's turns and then the responses, each without the policy's reasoning.
 
         Raises:
@@ -46,7 +46,9 @@ class Boxed:
                 raise Unwritable(f"the judge knows no turn of role {turn.role!r}, only user and assistant")
         turns = [{"role": turn.role, "content": turn.content} for turn in conversation]
         placed = enumerate(responses, start=1)
-        return turns + [{"role": f"response_{place}", "content": answer_of(response)} for place, response in placed]
+        return Asked(
+            turns + [{"role": f"response_{place}", "content": answer_of(response)} for place, response in placed]
+        )
 
     def read(self, text: str, num_responses: int) -> Reading:
         """The numbers of the last score section after the last `</think>`, and of the ranking that follows it.

@@ -1,8 +1,19 @@
-"""What reading a judge's output gives."""
+"""What asking a judge takes and what reading its output gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The chat messages that ask for a verdict, and how many places of the responses were altered in them.
+
+    A place is altered where a response holds a mark of the judge's own format; see `neutral.neutral`.
+    """
+
+    messages: list[dict[str, str]]
+    neutralised: int = 0
 
 
 @dataclass(frozen=True)

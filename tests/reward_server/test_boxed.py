@@ -108,10 +108,10 @@ def test_a_hostile_output_is_refused_in_linear_time(piece):
 def test_messages_are_the_turns_and_the_responses_without_reasoning():
     conversation = [Message(role="user", content="sea?"), Message(role="assistant", content="what of it?")]
     conversation.append(Message(role="user", content="all </think> of it"))
-    messages = BOXED.messages(conversation, ["<think>a</think>b</think>\n wide ", "deep"])
+    messages = BOXED.messages(conversation, ["<think>a</think>b</think>\n wide ", "deep"]).messages
     assert [message["role"] for message in messages] == ["user", "assistant", "user", "response_1", "response_2"]
     assert [message["content"] for message in messages[2:]] == ["all </think> of it", "wide", "deep"]
-    assert [message["role"] for message in BOXED.messages(conversation, ["wide"])][3:] == ["response_1"]
+    assert [message["role"] for message in BOXED.messages(conversation, ["wide"]).messages][3:] == ["response_1"]
 
 
 def test_a_turn_that_calls_itself_a_response_is_refused():
