@@ -1,8 +1,6 @@
-r"""The dialect of NVIDIA's 49B GenRMs: responses as chat roles, numbers in `\boxed{}`.
+r"""The dialect of NVIDIA's 49B GenRMs: numbers in `\boxed{}`, in sections at the end of the output.
 
-In:   user / assistant turns, then a message of role `response_1` and, for a comparison, one of `response_2`.
-Out:  reasoning, `</think>`, an analysis of each response, and
-
+    <think> ... </think> an analysis of each response, and then
     [The Begin of Individual Scores]
     \boxed{4, 2}
     [The End of Individual Scores]
@@ -11,7 +9,7 @@ Out:  reasoning, `</think>`, an analysis of each response, and
     [The End of Ranking Score]
 
 with one score and no ranking for a single response. Source: NVIDIA-NeMo/RL 27bd6a68, genrm_pairwise_environment.py,
-whose parser falls back to neutral numbers; this one gives none.
+whose parser searches for the sections and falls back to neutral numbers; this one reads the end and gives none.
 """
 
 from __future__ import annotations
@@ -19,92 +17,59 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from reward_server.answers import THOUGHT_END, answer_of
-from reward_server.dialects.reading import Asked, Reading, Unreadable, Unwritable
+from reward_server.dialects.asking import Asked, ask
+from reward_server.dialects.reading import Reading, Unreadable, ranking, score, verdict_in
 from wire.judgement import Message
 
-CONVERSATION_ROLES = frozenset({"user", "assistant"})
 SCORES, RANKING = "Individual Scores", "Ranking Score"
-BOX = r"\boxed{"
-# Both are matched against one short piece of text and have no nested repetition, so they take linear time.
-SCORE = re.compile(r"[1-4](\.[0-9]+)?|5(\.0+)?", re.ASCII)
-RANK = re.compile(r"[1-6]", re.ASCII)
+# One box and nothing beside it. Each part begins where the one before cannot go on, so matching takes linear time.
+BOX = re.compile(r"\s*\\boxed\{([^{}]*)\}\s*")
 
 
 class Boxed:
     """Asks and reads a judge of the boxed dialect."""
 
     def messages(self, conversation: Sequence[Message], responses: Sequence[str]) -> Asked:
-        """The conversation's turns and then the responses, each without the policy's reasoning.
-
-        Raises:
-            Unwritable: a turn is neither the user's nor the assistant's. A turn that called itself `response_1` would
-                be judged in the response's stead.
-        """
-        for turn in conversation:
-            if turn.role not in CONVERSATION_ROLES:
-                raise Unwritable(f"the judge knows no turn of role {turn.role!r}, only user and assistant")
-        turns = [{"role": turn.role, "content": turn.content} for turn in conversation]
-        placed = enumerate(responses, start=1)
-        return Asked(
-            turns + [{"role": f"response_{place}", "content": answer_of(response)} for place, response in placed]
-        )
+        """The conversation and the responses; see `asking.ask`."""
+        return ask(conversation, responses)
 
     def read(self, text: str, num_responses: int) -> Reading:
-        """The numbers of the last score section after the last `</think>`, and of the ranking that follows it.
+        """The numbers of the sections that end the output: scores and, for two responses, the ranking behind them.
 
-        What stands before `</think>` is thought: it often holds drafts of the very same sections.
+        A judge may quote a response, and a response may hold a whole false verdict. So no section is searched for: only
+        those count with nothing but white space behind them. What is quoted in an analysis has the rest of the analysis
+        behind it, and is not read even where the judge's own sections are absent or damaged. A quotation with which an
+        output ends looks like the judge's own words; against that, responses hold no such mark when the judge sees them
+        (`neutral.py`).
 
         Raises:
-            Unreadable: anything is absent, miscounted, out of range or no plain number.
+            Unreadable: anything is absent, misplaced, miscounted, out of range or no plain number.
         """
-        _, thought_end, verdict = text.rpartition(THOUGHT_END)
-        if not thought_end:
-            raise Unreadable(f"no {THOUGHT_END}: the reasoning never ended")
-        box, rest = _last_box(verdict, SCORES)
-        scores = tuple(_score(item) for item in box.split(","))
+        rest, rank = verdict_in(text), None
+        if num_responses == 2:
+            rest, box = _last_section(rest, RANKING)
+            rank = ranking(box.strip())
+        _, box = _last_section(rest, SCORES)
+        scores = tuple(score(item.strip()) for item in box.split(","))
         if len(scores) != num_responses:
             raise Unreadable(f"{len(scores)} scores for {num_responses} responses")
-        return Reading(scores, _ranking(_last_box(rest, RANKING)[0]) if num_responses == 2 else None)
+        return Reading(scores, rank)
 
 
-def _last_box(text: str, name: str) -> tuple[str, str]:
-    r"""The content of the one `\boxed{}` in the last section `name` that has any, and the text after that section.
+def _last_section(text: str, name: str) -> tuple[str, str]:
+    """The text before the section `name` that ends `text`, and the content of its box.
 
-    Sections without a box are passed over: an analysis may mention the markers. Each step looks further to the left
-    and never twice at the same text, so the search takes linear time.
+    The section begins at the last begin mark. An earlier one, as of a quotation right before the judge's own section,
+    would leave marks or a second box between box and end mark, and there `BOX` allows white space only.
     """
-    begin_mark, end_mark = f"[The Begin of {name}]", f"[The End of {name}]"
-    end = text.rfind(end_mark)
-    while end >= 0:
-        begin = text.rfind(begin_mark, 0, end)
-        if begin < 0:
-            break
-        if BOX in text[begin:end]:
-            return _box(text[begin:end], name), text[end + len(end_mark) :]
-        end = text.rfind(end_mark, 0, begin)
-    raise Unreadable(f"no section {name} with a {BOX}...}}")
-
-
-def _box(section: str, name: str) -> str:
-    boxes = section.split(BOX)[1:]
-    if len(boxes) != 1:
-        raise Unreadable(f"{len(boxes)} boxes in section {name}")
-    content, closing, _ = boxes[0].partition("}")
-    if not closing:
-        raise Unreadable(f"an open box in section {name}")
-    return content
-
-
-def _score(item: str) -> float:
-    digits = item.strip()
-    if not SCORE.fullmatch(digits):
-        raise Unreadable(f"{digits[:20]!r} is no score 1..5")
-    return float(digits)
-
-
-def _ranking(content: str) -> int:
-    digit = content.strip()
-    if not RANK.fullmatch(digit):
-        raise Unreadable(f"{digit[:20]!r} is no ranking 1..6")
-    return int(digit)
+    end_mark = f"[The End of {name}]"
+    body = text.rstrip()
+    if not body.endswith(end_mark):
+        raise Unreadable(f"the output does not end with a section {name}, but with {body[-40:]!r}")
+    before, begin_mark, content = body.removesuffix(end_mark).rpartition(f"[The Begin of {name}]")
+    if not begin_mark:
+        raise Unreadable(f"section {name} has no begin")
+    box = BOX.fullmatch(content)
+    if not box:
+        raise Unreadable(f"section {name} holds more or less than one box: {content.strip()[:40]!r}")
+    return before, box[1]

@@ -1,19 +1,16 @@
-"""What asking a judge takes and what reading its output gives."""
+"""What reading a judge's output gives, and the rules of reading that the dialects share."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from reward_server.answers import THOUGHT_END
 
-@dataclass(frozen=True)
-class Asked:
-    """The chat messages that ask for a verdict, and how many places of the responses were altered in them.
-
-    A place is altered where a response holds a mark of the judge's own format; see `neutral.neutral`.
-    """
-
-    messages: list[dict[str, str]]
-    neutralised: int = 0
+# Plain decimals as a judge writes them, matched against the whole of a text. A sign, an exponent, NaN and infinity have
+# no place in the patterns, nor has any digit of Unicode but these ten, though float() would take them all.
+SCORE = re.compile(r"[1-4](\.[0-9]+)?|5(\.0+)?")
+RANKING = re.compile(r"[1-6]")
 
 
 @dataclass(frozen=True)
@@ -28,5 +25,35 @@ class Unreadable(Exception):
     """An output does not keep the dialect's contract; the message says where. Another generation may."""
 
 
-class Unwritable(Exception):
-    """The dialect has no form for this request, such as a turn of an unknown role; no generation can help."""
+def verdict_in(text: str) -> str:
+    """What follows the judge's last `</think>`. What stands before is thought: it often holds drafts of the verdict.
+
+    Raises:
+        Unreadable: the reasoning never ended.
+    """
+    _, thought_end, verdict = text.rpartition(THOUGHT_END)
+    if not thought_end:
+        raise Unreadable(f"no {THOUGHT_END}: the reasoning never ended")
+    return verdict
+
+
+def score(numeral: str) -> float:
+    """The score 1..5 that `numeral` writes.
+
+    Raises:
+        Unreadable: it writes none.
+    """
+    if not SCORE.fullmatch(numeral):
+        raise Unreadable(f"{numeral[:20]!r} is no score 1..5")
+    return float(numeral)
+
+
+def ranking(numeral: str) -> int:
+    """The ranking 1..6 that `numeral` writes.
+
+    Raises:
+        Unreadable: it writes none.
+    """
+    if not RANKING.fullmatch(numeral):
+        raise Unreadable(f"{numeral[:20]!r} is no ranking 1..6")
+    return int(numeral)
