@@ -14,6 +14,7 @@ With several votes that is a point in the mean of a place's votes; one that a si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,7 @@ LOWEST_SCORE = 1.0  # of a completion that gives the judge nothing to judge
 NEUTRAL_RANKING = 3.5  # midway between 3 (the first slightly better) and 4 (the second); never given
 TIE_BREAK = 0.08  # points a ranking step is worth
 TIE_BREAK_LIMIT = 0.1  # see the proof above
+SUM_WEIGHT = 1 / 3  # of a verdict's sum against its difference: right where moods are as large as the noise of a score
 
 
 @dataclass(frozen=True)
@@ -67,50 +69,51 @@ def mean_scores(num: int, placed: Sequence[PlacedVerdict], *, tie_break: float) 
 
 
 def least_squares_scores(num: int, placed: Sequence[PlacedVerdict], *, tie_break: float) -> Scores:
-    r"""The scores that fit the differences within verdicts best, p being estimated beside them and taken out.
+    r"""The scores that fit differences and sums of the verdicts best, p being estimated beside them and taken out.
 
-    The model is s1 - s2 = q_i - q_j + p + error, with ties broken in s1 and s2: a mood of the judge that moves both
-    scores of a verdict drops out. Over V verdicts on n completions this is d = X (q, p) + error, where a row of X holds
-    1 at i, -1 at j and 1 at p. X^+ d, with X^+ the pseudo-inverse, is the solution whose q sum to 0. The level, which
-    differences do not tell, comes from the individual scores: it is the mean over verdicts of (s1 + s2) / 2 less what
-    the two q of the verdict account for, and a liking of p/2 for place 1 and -p/2 for place 2 cancels in that sum.
+    With ties broken in s1 and s2, a verdict gives two equations, whose errors are uncorrelated:
 
-    The standard error of q_i is sqrt(sigma^2 [X^+ X^+']_ii), where sigma^2 is the sum of squared residuals over the
-    V - n degrees of freedom, and None where V = n (a ring fits exactly). It is the error against the group's level; the
-    level's own is common to all scores and leaves the advantages alone.
+        s1 - s2 = q_i - q_j + p + e,        variance of e = 2 sigma^2
+        s1 + s2 = q_i + q_j     + f,        variance of f = 2 sigma^2 + 4 tau^2
 
-    Scores are those of the largest set of completions that verdicts connect. The others have none, and nobody has any
-    where two sets are equally large: differences between sets are unknown. Nor has anybody where p cannot be told from
-    quality, i.e. X has a rank below n: all cycles of comparisons go as often with as against the order of places (a
-    path, a ring with a hole). A completion judged alone counts by itself where there is no comparison.
+    sigma is the noise of each individual score and tau that of a mood of the judge that moves both scores of a verdict
+    alike. The differences compare, free of moods; the sums are the anchor: they hold the level, tie together what no
+    difference connects, and are free of p when it counts as p/2 in place 1 and -p/2 in place 2. A sum has the weight
+    w = `SUM_WEIGHT` of a difference; best would be 1 / (1 + 2 tau^2 / sigma^2), which 2 K scores are too few to tell.
 
-    No score is below `LOWEST_SCORE`, for the same reason as in `mean_scores`. Above 5 they are let be, as a completion
-    that beats one with a 5 should: to cut them off would take back differences that the judge did see.
+    With A the 2 V equations of V verdicts in n completions and p, those of the sums multiplied by sqrt(w), and y their
+    left sides, (q, p) = A^+ y, A^+ being the pseudo-inverse. Two solutions that fit the same verdicts differ by -c/2 in
+    all that stood in place 1, by c/2 in all that stood in place 2 and by c in p. So once any completion stood in both
+    places, c is 0: place is told from quality, and every completion in a verdict has a score, holes or no holes. Where
+    none did, nobody has a score. The standard error of q_k is sqrt(s^2 [(A'A)^+]_kk), s^2 being the sum of squared
+    residuals over the 2 V - n - 1 degrees of freedom, and None where there are none.
+
+    A completion judged alone counts by itself where there is no comparison. No score is below `LOWEST_SCORE`, for the
+    reason given at `mean_scores`. Above 5 scores are let be: to cut them off would take back differences seen.
 
     Sources: Jiang, Lim, Yao and Ye, "Statistical ranking and combinatorial Hodge theory", Math. Program. 127 (2011),
-    arXiv 0811.1067, for least squares over the differences of an incomplete set of pairs; Scheffe, "An analysis of
-    variance for paired comparisons", JASA 47 (1952), for the effect of the order within a pair.
+    arXiv 0811.1067: least squares over the differences of an incomplete set of pairs. Scheffe, "An analysis of variance
+    for paired comparisons", JASA 47 (1952): the effect of the order within a pair. Yates, "The recovery of inter-block
+    information in balanced incomplete block designs", Ann. Eugenics 10 (1940): the weight of sums, a verdict being a
+    block of two.
     """
     pairs = [v for v in placed if v.second is not None and v.verdict.scores is not None]
     if not pairs:
         return Scores(mean_scores(num, placed, tie_break=tie_break).scores, (None,) * num)
-    members = _largest_connected(num, pairs)
-    design, said = _system(members, [v for v in pairs if v.first in members], tie_break)
-    if not members or np.linalg.matrix_rank(design) < len(members):
+    in_first, in_second = {v.first for v in pairs}, {v.second for v in pairs}
+    if not in_first & in_second:
         return Scores((None,) * num, (None,) * num)
-    differences = said[:, 0] - said[:, 1]
-    inverse = np.linalg.pinv(design)
-    fitted = inverse @ differences
-    level = np.mean(said.mean(axis=1) - np.abs(design[:, :-1]) @ fitted[:-1] / 2)
-    freedom = len(said) - len(members)
-    variance = float(np.sum((differences - design @ fitted) ** 2)) / freedom if freedom else None
-    scores: list[float | None] = [None] * num
-    errors: list[float | None] = [None] * num
-    for column, k in enumerate(members):
-        scores[k] = max(LOWEST_SCORE, float(level + fitted[column]))
-        if variance is not None:
-            errors[k] = float(np.sqrt(variance * np.sum(inverse[column] ** 2)))
-    return Scores(tuple(scores), tuple(errors))
+    judged = in_first | in_second
+    equations, said = _equations(num, pairs, tie_break)
+    inverse = np.linalg.pinv(equations, rcond=1e-9)
+    fitted = inverse @ said
+    freedom = len(said) - len(judged) - 1
+    variance = float(np.sum((said - equations @ fitted) ** 2)) / freedom if freedom else math.nan
+    errors = np.sqrt(variance * np.sum(inverse**2, axis=1))
+    return Scores(
+        tuple(max(LOWEST_SCORE, float(fitted[k])) if k in judged else None for k in range(num)),
+        tuple(float(errors[k]) if k in judged and freedom else None for k in range(num)),
+    )
 
 
 AGGREGATIONS: dict[str, Aggregation] = {"mean": mean_scores, "least_squares": least_squares_scores}
@@ -134,28 +137,17 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _system(
-    members: list[int], pairs: Sequence[PlacedVerdict], tie_break: float
+def _equations(
+    num: int, pairs: Sequence[PlacedVerdict], tie_break: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """X (verdicts x members and p) and the two individual scores of each verdict, ties broken (verdicts x 2)."""
-    column = {k: index for index, k in enumerate(members)}
-    design = np.zeros((len(pairs), len(members) + 1))
+    """A (2 V x num + 1, p last) and y (2 V): first the differences of all verdicts, then their weighted sums."""
+    difference, total = np.zeros((2, len(pairs), num + 1))
     said = np.zeros((len(pairs), 2))
     for row, v in enumerate(pairs):
         assert v.second is not None and v.verdict.scores is not None
-        design[row, [column[v.first], column[v.second], -1]] = 1, -1, 1
+        difference[row, [v.first, v.second, -1]] = 1, -1, 1
+        total[row, [v.first, v.second]] = 1
         said[row] = _untied(v.verdict.scores, v.verdict.ranking, tie_break)
-    return design, said
-
-
-def _largest_connected(num: int, pairs: Sequence[PlacedVerdict]) -> list[int]:
-    """The largest set of completions that the pairs connect; empty where two are equally large."""
-    label = list(range(num))
-    for v in pairs:
-        assert v.second is not None
-        old, new = label[v.first], label[v.second]
-        label = [new if there == old else there for there in label]
-    sets = sorted((sum(there == name for there in label), name) for name in set(label))
-    if len(sets) > 1 and sets[-1][0] == sets[-2][0]:
-        return []
-    return [k for k in range(num) if label[k] == sets[-1][1]]
+    weight = math.sqrt(SUM_WEIGHT)
+    sides = (said[:, 0] - said[:, 1], weight * said.sum(axis=1))
+    return np.concatenate([difference, weight * total]), np.concatenate(sides)

@@ -1,0 +1,1 @@
+"""Benchmarks: one program a question, each ends with one JSON line."""
