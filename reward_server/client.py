@@ -13,13 +13,16 @@ from typing import Any, Self
 import aiohttp
 from pydantic import ValidationError
 
-from reward_server.aggregate import TIE_BREAK
 from reward_server.group import judge_group
+from reward_server.pairings import pairing_named
 from reward_server.peer import Call, Peer, Reply, open_session
+from reward_server.scheme import Scheme
 from wire.errors import ServiceError, Unauthorized
 from wire.judgement import GroupVerdict, JudgementRequest, Message, MissingReason, Verdict
 
 CHECK_TIMEOUT_S = 10.0
+RENDER_TIMEOUT_S = 60.0
+DEFAULT_SCHEME = Scheme(pairing_named("ring"))
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +34,24 @@ class RewardClient:
         url: the service's `http://host:port`.
         token: the run's access token.
         timeout_s: deadline of one verdict. Longer than the service's own `judge_timeout_s`, so that the service can
-            still say why a verdict is missing.
-        max_connections: verdicts asked for at once; more wait here, and their deadlines run.
-        tie_break: points a ranking step is worth where two scores are equal.
+            still say why a verdict is missing. While the service says that its queue is full, the deadline runs from
+            the last verdict that it gave this client: a full queue that moves loses nothing.
+        max_connections: verdicts asked for at once; more wait here, and their deadlines do not run yet.
+        scheme: how `group` pairs and scores completions.
     """
 
     def __init__(
-        self, url: str, token: str, timeout_s: float, max_connections: int = 256, tie_break: float = TIE_BREAK
+        self, url: str, token: str, timeout_s: float, max_connections: int = 2048, scheme: Scheme = DEFAULT_SCHEME
     ) -> None:
         self.url = url.rstrip("/")
-        self._token, self._timeout_s, self._max_connections = token, timeout_s, max_connections
-        self._tie_break = tie_break
+        self._token, self._timeout_s, self._scheme = token, timeout_s, scheme
+        self._places = asyncio.Semaphore(max_connections)
+        self._last_answer = 0.0  # of the loop's clock
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = open_session()
-        self._peer = Peer(self._session, self.url, self._token, self._max_connections)
+        self._peer = Peer(self._session, self.url, self._token)
         return self
 
     async def __aexit__(
@@ -55,7 +60,9 @@ class RewardClient:
         assert self._session is not None
         await self._session.close()
 
-    async def judge(self, conversation: Sequence[Message], responses: Sequence[str], seed: int) -> Verdict:
+    async def judge(
+        self, conversation: Sequence[Message], responses: Sequence[str], seed: int, vote: int = 0
+    ) -> Verdict:
         """The verdict on one response, or on two against each other.
 
         A lost connection is retried until the deadline. A verdict that cannot be had carries the reason.
@@ -63,20 +70,26 @@ class RewardClient:
         Raises:
             Unauthorized: the service refuses the token.
         """
-        order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses), seed=seed)
-        call, started = Call(), time.monotonic()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                reply = await self._peer.post("/v1/judgement", order.model_dump(mode="json"), call)
-        except TimeoutError:
-            reason: MissingReason = "server_lost" if call.lost else "timeout"
-            return self._missing(reason, "", call, time.monotonic() - started)
+        async with self._places:
+            order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses), seed=seed, vote=vote)
+            call, started, clock = Call(), time.monotonic(), asyncio.get_running_loop().time
+            try:
+                async with asyncio.timeout(self._timeout_s) as deadline:
+
+                    def wait_longer() -> None:
+                        deadline.reschedule(max(deadline.when() or 0.0, self._last_answer + self._timeout_s))
+
+                    reply = await self._peer.post("/v1/judgement", order.model_dump(mode="json"), call, wait_longer)
+            except TimeoutError:
+                reason: MissingReason = "server_lost" if call.lost else "timeout"
+                return self._missing(reason, "", call, time.monotonic() - started)
+            self._last_answer = clock()
         self._check_token(reply)
         return _verdict_in(reply, len(responses)) or self._missing(
             "refused", reply.text, call, time.monotonic() - started
         )
 
-    async def ring(
+    async def group(
         self, conversation: Sequence[Message], completions: Sequence[Awaitable[str | None]], seed: int
     ) -> GroupVerdict:
         """The scores of K completions, each pair asked about as soon as both are there; see `group.judge_group`.
@@ -86,30 +99,60 @@ class RewardClient:
             Whatever a completion raises.
         """
 
-        async def judge_pair(first: str, second: str | None, pair_seed: int) -> Verdict:
-            return await self.judge(conversation, (first,) if second is None else (first, second), pair_seed)
+        async def judge_pair(first: str, second: str | None, pair_seed: int, vote: int) -> Verdict:
+            return await self.judge(conversation, (first,) if second is None else (first, second), pair_seed, vote)
 
-        return await judge_group(judge_pair, completions, seed, self._tie_break)
+        return await judge_group(judge_pair, completions, seed, self._scheme)
 
-    async def check(self) -> dict[str, Any]:
-        """Who judges there, and within which limits.
+    async def render(self, conversation: Sequence[Message], responses: Sequence[str]) -> str:
+        """The prompt that the judge reads, through its own chat template.
+
+        Raises:
+            ServiceError: the template or the dialect has no form for it, or the service does not answer.
+        """
+        order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses))
+        try:
+            async with asyncio.timeout(RENDER_TIMEOUT_S):
+                reply = await self._peer.post("/v1/render", order.model_dump(mode="json"), Call())
+        except TimeoutError:
+            raise ServiceError(f"{self.url} did not render a prompt within {RENDER_TIMEOUT_S:.0f} s") from None
+        self._check_token(reply)
+        if reply.status != 200:
+            raise ServiceError(f"{self.url} cannot render a prompt: HTTP {reply.status} {reply.text[:600]}")
+        return str(json.loads(reply.body)["prompt"])
+
+    async def info(self) -> dict[str, Any]:
+        """Who judges there, within which limits, and how the pool stands.
 
         Raises:
             Unauthorized: the service refuses the token.
             ServiceError: nobody answers, or somebody who is no reward service.
         """
+        return await self.call("GET", "/v1/info")
+
+    async def call(self, method: str, path: str, message: Any = None) -> dict[str, Any]:
+        """One request to the service, such as those of `reward_server.scale`; no retry.
+
+        Raises:
+            Unauthorized: the service refuses the token.
+            ServiceError: nobody answers, or the answer is no JSON object of status 200.
+        """
+        body = None if message is None else json.dumps(message).encode()
         try:
-            reply = await self._peer.get("/v1/info", min(self._timeout_s, CHECK_TIMEOUT_S))
+            async with asyncio.timeout(min(self._timeout_s, CHECK_TIMEOUT_S)):
+                reply = await self._peer.send(method, path, body)
         except (aiohttp.ClientError, OSError) as error:
             raise ServiceError(f"no reward service answers at {self.url}: {error or type(error).__name__}") from error
         self._check_token(reply)
         try:
-            info = json.loads(reply.body) if reply.status == 200 else None
+            answer = json.loads(reply.body) if reply.status == 200 else None
         except ValueError:
-            info = None
-        if not isinstance(info, dict) or "dialect" not in info:
-            raise ServiceError(f"{self.url} is no reward service: HTTP {reply.status} {reply.text[:200]}")
-        return info
+            answer = None
+        if not isinstance(answer, dict):
+            raise ServiceError(
+                f"{self.url} does not answer {path} as a reward service does: HTTP {reply.status} {reply.text[:200]}"
+            )
+        return answer
 
     def _check_token(self, reply: Reply) -> None:
         if reply.status == 401:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from reward_server.config import RewardSettings
-from wire.engine import resolve_device, vllm_command, vllm_environment
+from wire.engine import dealt_gpus, resolve_device, vllm_command, vllm_environment
 from wire.errors import ConfigError
 from wire.models import check_model
-from wire.process import ServerProcess, free_port
+from wire.process import ServerProcess, free_port, url_of
 
 
 def check_genrm(settings: RewardSettings) -> None:
@@ -27,8 +27,12 @@ def check_genrm(settings: RewardSettings) -> None:
         )
 
 
-def genrm_process(settings: RewardSettings) -> ServerProcess:
-    """The GenRM's process, not yet started. Its log is `judge.log` in `log_dir`."""
+def genrm_process(settings: RewardSettings, index: int) -> ServerProcess:
+    """The process of GenRM server `index` of this host, not yet started. Its log is `judge-INDEX.log` in `log_dir`.
+
+    Raises:
+        ConfigError: the host has no GPUs left for it.
+    """
     port, device = free_port(settings.bind_address), resolve_device(settings.device)
     command = vllm_command(
         settings.judge_model_name_or_path,
@@ -48,15 +52,14 @@ def genrm_process(settings: RewardSettings) -> ServerProcess:
         device=device,
         tensor_parallel_size=settings.judge_tensor_parallel_size,
     )
+    name = f"judge-{index}"
+    if device == "cuda":
+        num = settings.judge_tensor_parallel_size
+        env["CUDA_VISIBLE_DEVICES"] = dealt_gpus(name, index, num, env.get("CUDA_VISIBLE_DEVICES"))
     if os.path.isdir(settings.judge_model_name_or_path):
         env.setdefault("HF_HUB_OFFLINE", "1")
-    log = Path(settings.log_dir) / "judge.log"
-    return ServerProcess("judge", command, env, log, url_of(settings.bind_address, port), _memory_advice(settings))
-
-
-def url_of(address: str, port: int) -> str:
-    """`http://address:port`, an IPv6 address in brackets."""
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    log = Path(settings.log_dir) / f"{name}.log"
+    return ServerProcess(name, command, env, log, url_of(settings.bind_address, port), _memory_advice(settings))
 
 
 def _memory_advice(settings: RewardSettings) -> str:

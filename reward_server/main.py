@@ -1,7 +1,8 @@
-"""`python -m reward_server.main --config FILE`: start the GenRM under vLLM and serve the scoring API before it.
+"""`python -m reward_server.main --config FILE`: start GenRM servers under vLLM and serve the scoring API before them.
 
-The API is open at once, /health answers 503 until the GenRM does, and then one line with the URL is printed. SIGINT or
-SIGTERM ends both. When the GenRM ends by itself, so does the service: its last words on stderr, exit code 1.
+The API is open at once, /health answers 503 until a GenRM does, and then one line with the URL is printed. SIGINT or
+SIGTERM ends all that was started. A GenRM server that ends is started again. One that never answered, or that dies
+again and again, is given up; when no other is left the service ends with its last words on stderr, exit code 1.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
+import uvloop
+from fastapi import FastAPI
 
 from reward_server.app import build_app
 from reward_server.config import RewardSettings
-from reward_server.genrm import check_genrm, genrm_process, url_of
+from reward_server.genrm import check_genrm, genrm_process
+from reward_server.instruments import Instruments
 from reward_server.judge import Judge
 from reward_server.peer import open_session
+from reward_server.pool import Pool
+from reward_server.started import StartedServers
 from wire.errors import ConfigError, ServiceError
-from wire.process import ServerProcess
+from wire.process import ServerProcess, url_of
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -54,23 +60,48 @@ def listen(settings: RewardSettings) -> socket.socket:
         ) from error
 
 
-async def serve(settings: RewardSettings, token: str, listener: socket.socket, genrm: ServerProcess) -> None:
-    """Run the GenRM and the API until a signal comes; both are ended on the way out.
+async def serve(
+    settings: RewardSettings,
+    token: str,
+    listener: socket.socket,
+    make: Callable[[RewardSettings, int], ServerProcess] = genrm_process,
+) -> None:
+    """Run the pool of GenRM servers and the API until a signal comes; what was started is ended on the way out.
+
+    Args:
+        settings: the service's.
+        token: the access token.
+        listener: the API's socket, see `listen`.
+        make: makes the process of GenRM server `index`.
 
     Raises:
-        ServiceError: the GenRM ended, or did not answer within `startup_timeout_s`.
+        ConfigError: the host has no room for `judge_servers`.
+        ServiceError: the last GenRM server died too often, or none answered within `startup_timeout_s`.
     """
     stop = _stop_event()
-    genrm.start()
-    try:
-        async with open_session() as session:
-            judge = Judge(session, genrm.url, token, settings)
-            async with _api(settings, judge, token, listener):
-                if await _until_ready(genrm, judge, stop, settings.startup_timeout_s):
+    async with (
+        open_session() as session,
+        Pool(
+            session,
+            token,
+            max_in_flight=settings.judge_max_in_flight,
+            health_timeout_s=settings.judge_health_timeout_s,
+        ) as pool,
+    ):
+        instruments = Instruments(pool)
+        started = StartedServers(settings, pool, make)
+        app = build_app(settings, Judge(pool, settings, instruments), pool, started, instruments, token)
+        try:
+            for url in settings.judge_urls:
+                pool.add(url)
+            started.resize(settings.judge_servers)
+            async with _api(app, listener):
+                if await _until_ready(settings, pool, started, stop):
                     print(f"reward service {url_of(settings.bind_address, listener.getsockname()[1])}", flush=True)
-                    await _until_stopped(genrm, stop)
-    finally:
-        genrm.stop()
+                    while not await _stopped(started, stop):
+                        pass
+        finally:
+            await started.stop()
 
 
 def _stop_event() -> asyncio.Event:
@@ -81,14 +112,10 @@ def _stop_event() -> asyncio.Event:
 
 
 @asynccontextmanager
-async def _api(settings: RewardSettings, judge: Judge, token: str, listener: socket.socket) -> AsyncIterator[None]:
+async def _api(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
     """The API, served while the context is open."""
     config = uvicorn.Config(
-        build_app(settings, judge, token),
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=LAST_ANSWERS_S,
+        app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_ANSWERS_S
     )
     server = _Api(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -99,28 +126,24 @@ async def _api(settings: RewardSettings, judge: Judge, token: str, listener: soc
         await serving
 
 
-async def _until_ready(genrm: ServerProcess, judge: Judge, stop: asyncio.Event, deadline_s: float) -> bool:
-    """Wait until the GenRM answers; False where a signal came first."""
-    end = time.monotonic() + deadline_s
-    while not await judge.is_healthy():
+async def _until_ready(settings: RewardSettings, pool: Pool, started: StartedServers, stop: asyncio.Event) -> bool:
+    """Wait until a GenRM answers; False where a signal came first."""
+    end = time.monotonic() + settings.startup_timeout_s
+    while not pool.num_ready:
         if time.monotonic() > end:
+            servers = ", ".join(f"{server.url} ({server.state})" for server in pool.servers)
             raise ServiceError(
-                f"the judge did not answer {genrm.url}/health within {deadline_s:.0f} s; {genrm.log_path}"
+                f"no GenRM server answered within {settings.startup_timeout_s:.0f} s: {servers}; see judge-0.log in "
+                f"{settings.log_dir}"
             )
-        if await _stopped(genrm, stop):
+        if await _stopped(started, stop):
             return False
     return True
 
 
-async def _until_stopped(genrm: ServerProcess, stop: asyncio.Event) -> None:
-    while not await _stopped(genrm, stop):
-        pass
-
-
-async def _stopped(genrm: ServerProcess, stop: asyncio.Event) -> bool:
-    """Whether a signal came, after a short wait for one; ServiceError where the GenRM has ended."""
-    if not genrm.is_alive():
-        raise ServiceError(genrm.obituary())
+async def _stopped(started: StartedServers, stop: asyncio.Event) -> bool:
+    """Whether a signal came, after a short wait for one, in which the servers are tended."""
+    await started.tend()
     try:
         async with asyncio.timeout(POLL_S):
             return await stop.wait()
@@ -132,10 +155,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, serve. `argv` is the process's own by default."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings, _ = parse_settings(RewardSettings, argv, strict_file=False)
-    check_genrm(settings)
+    if settings.judge_servers:
+        check_genrm(settings)
     token = read_or_create_token(settings.token_file)
-    with listen(settings) as listener:
-        asyncio.run(serve(settings, token, listener, genrm_process(settings)))
+    with listen(settings) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, token, listener))
 
 
 if __name__ == "__main__":

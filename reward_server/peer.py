@@ -1,13 +1,16 @@
-"""One HTTP server that asks for the token, and calls to it that outlive a lost connection."""
+"""HTTP calls to one server that asks for the token."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from wire.token import auth_headers
 
@@ -38,15 +41,31 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP answer: its status below 500, and its body."""
+    """An HTTP answer: its status, its body, and the seconds after which a busy peer wants to be asked again."""
 
     status: int
     body: bytes
+    retry_after_s: float = 0.0
 
     @property
     def text(self) -> str:
         """The body as text, for messages."""
         return self.body.decode(errors="replace")
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the server could not answer: a 5xx."""
+        return self.status >= 500
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the server wants to be asked later."""
+        return self.status in BUSY
+
+
+def busy_pause(reply: Reply) -> float:
+    """Seconds until a busy peer is asked again: what it wants, and a random part more, lest all come back at once."""
+    return min(max(reply.retry_after_s, FIRST_PAUSE_S), LONGEST_PAUSE_S) * random.uniform(1.0, 1.5)
 
 
 class Peer:
@@ -56,42 +75,49 @@ class Peer:
         session: carries the calls; see `open_session`.
         url: `http://host:port`.
         token: the run's access token.
-        max_in_flight: calls sent at once; more wait here.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, token: str, max_in_flight: int) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, token: str) -> None:
         self.url = url.rstrip("/")
-        self._session, self._headers = session, auth_headers(token)
-        self._places = asyncio.Semaphore(max_in_flight)
+        self._session = session
+        self._headers = auth_headers(token) | {"Content-Type": "application/json"}
 
-    async def post(self, path: str, message: Any, call: Call) -> Reply:
+    async def post(self, path: str, message: Any, call: Call, on_busy: Callable[[], None] = lambda: None) -> Reply:
         """POST `message` as JSON until the peer answers; without end, so the caller sets the deadline.
 
-        A lost connection, a 5xx and a busy peer (408, 429) are tried again after a pause that doubles. The place in
-        flight is given back during the pause.
+        A lost connection and a 5xx are tried again after a pause that doubles, a busy peer (408, 429) after the one that
+        it asks for. `on_busy` is called each time that the peer says it is busy.
         """
         pause = FIRST_PAUSE_S
+        body = msgspec.json.encode(message)
         while True:
-            async with self._places:
-                call.attempts += 1
-                reply = await self._try_post(path, message)
-            call.lost = reply is None
-            if reply is not None:
-                return reply
+            call.attempts += 1
+            try:
+                reply = await self.send("POST", path, body)
+            except (aiohttp.ClientError, OSError) as error:
+                log.warning("%s%s: %s", self.url, path, error or type(error).__name__)
+                call.lost = True
+            else:
+                call.lost = reply.is_failure
+                if not (reply.is_failure or reply.is_busy):
+                    return reply
+                log.warning("%s%s: HTTP %d %s", self.url, path, reply.status, reply.text[:300])
+                if reply.is_busy:
+                    on_busy()
+                    await asyncio.sleep(busy_pause(reply))
+                    continue
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    async def _try_post(self, path: str, message: Any) -> Reply | None:
-        try:
-            async with self._session.post(self.url + path, json=message, headers=self._headers) as answer:
-                reply = Reply(answer.status, await answer.read())
-        except (aiohttp.ClientError, OSError) as error:
-            log.warning("%s%s: %s", self.url, path, error or type(error).__name__)
-            return None
-        if reply.status >= 500 or reply.status in BUSY:
-            log.warning("%s%s: HTTP %d %s", self.url, path, reply.status, reply.text[:300])
-            return None
-        return reply
+    async def send(self, method: str, path: str, body: bytes | None = None) -> Reply:
+        """One request, whatever the status of its answer.
+
+        Raises:
+            aiohttp.ClientError, OSError: no answer.
+        """
+        async with self._session.request(method, self.url + path, data=body, headers=self._headers) as answer:
+            wanted = answer.headers.get("Retry-After", "")
+            return Reply(answer.status, await answer.read(), float(wanted) if wanted.isdecimal() else 0.0)
 
     async def get(self, path: str, timeout_s: float) -> Reply:
         """GET once, whatever the status.
@@ -99,5 +125,5 @@ class Peer:
         Raises:
             aiohttp.ClientError, OSError: no answer, or none within `timeout_s` seconds (TimeoutError, an OSError).
         """
-        async with asyncio.timeout(timeout_s), self._session.get(self.url + path, headers=self._headers) as answer:
-            return Reply(answer.status, await answer.read())
+        async with asyncio.timeout(timeout_s):
+            return await self.send("GET", path)

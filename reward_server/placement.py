@@ -10,8 +10,7 @@ from typing import Any
 
 import ray
 
-from reward_server.genrm import url_of
-from wire.process import HostedServer, ServerProcess, free_port
+from wire.process import HostedServer, ServerProcess, free_port, url_of
 
 STOP_GRACE_S = 30.0  # the service ends its own GenRM first; killed before that, it would leave it behind
 
@@ -32,7 +31,7 @@ class RewardHost(HostedServer):
         command = [sys.executable, "-m", "reward_server.main", *argv]
         command += ["--bind_address", address, "--reward_port", str(port), "--log_dir", log_dir]
         command += ["--startup_timeout_s", str(startup_timeout_s)]
-        log, advice = Path(log_dir) / "reward.log", "see judge.log beside reward.log"
+        log, advice = Path(log_dir) / "reward.log", "see judge-0.log beside reward.log"
         process = ServerProcess("reward service", command, dict(os.environ), log, url_of(address, port), advice)
         super().__init__(process, startup_timeout_s, STOP_GRACE_S)
 

@@ -8,9 +8,8 @@ import shlex
 from pathlib import Path
 
 from rollout_server.config import RolloutSettings
-from wire.engine import resolve_device, vllm_command, vllm_environment
-from wire.errors import ConfigError
-from wire.process import ServerProcess, free_port
+from wire.engine import dealt_gpus, resolve_device, vllm_command, vllm_environment
+from wire.process import ServerProcess, free_port, url_of
 
 NEVER_STREAM_PARTS = 2**30  # tokens: a choice comes in one piece, when it is done
 
@@ -45,17 +44,6 @@ def replica_command(settings: RolloutSettings, port: int) -> list[str]:
     )
 
 
-def replica_gpus(index: int, num: int, visible: str | None) -> str:
-    """The GPUs of replica `index` on a host where each takes `num`: its part of `CUDA_VISIBLE_DEVICES`, or of all."""
-    part = range(index * num, (index + 1) * num)
-    if visible is None:
-        return ",".join(map(str, part))
-    devices = visible.split(",")
-    if part.stop > len(devices):
-        raise ConfigError(f"replica {index} needs {num} GPUs of its own beyond CUDA_VISIBLE_DEVICES ({visible})")
-    return ",".join(devices[i] for i in part)
-
-
 def replica_process(settings: RolloutSettings, index: int, *, shares_host: bool = False) -> ServerProcess:
     """The process of replica `index`, not yet started.
 
@@ -71,13 +59,13 @@ def replica_process(settings: RolloutSettings, index: int, *, shares_host: bool 
         device=resolve_device(settings.device),
         tensor_parallel_size=settings.rollout_tensor_parallel_size,
     )
+    name = f"replica-{index}"
     if shares_host and resolve_device(settings.device) == "cuda":
         num = settings.rollout_tensor_parallel_size
-        env["CUDA_VISIBLE_DEVICES"] = replica_gpus(index, num, env.get("CUDA_VISIBLE_DEVICES"))
+        env["CUDA_VISIBLE_DEVICES"] = dealt_gpus(name, index, num, env.get("CUDA_VISIBLE_DEVICES"))
     env["VLLM_SERVER_DEV_MODE"] = "1"  # opens the weight-transfer routes; the token guards them
     if os.path.isdir(settings.model_name_or_path):
         env.setdefault("HF_HUB_OFFLINE", "1")
-    host = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
-    name = f"replica-{index}"
     log = Path(settings.log_dir) / f"{name}.log"
-    return ServerProcess(name, replica_command(settings, port), env, log, f"http://{host}:{port}", MEMORY_ADVICE)
+    url = url_of(settings.bind_address, port)
+    return ServerProcess(name, replica_command(settings, port), env, log, url, MEMORY_ADVICE)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wire.errors import ConfigError
 from wire.token import TOKEN_FILE_ENV
 
 
@@ -19,6 +20,21 @@ def resolve_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+
+
+def dealt_gpus(name: str, index: int, num: int, visible: str | None) -> str:
+    """The GPUs of server `index` on a host where each takes `num`: its part of `CUDA_VISIBLE_DEVICES`, or of all.
+
+    Raises:
+        ConfigError: its part lies beyond `visible`; `name` is what the message calls the server.
+    """
+    part = range(index * num, (index + 1) * num)
+    if visible is None:
+        return ",".join(map(str, part))
+    devices = visible.split(",")
+    if part.stop > len(devices):
+        raise ConfigError(f"{name} needs {num} GPUs of its own beyond CUDA_VISIBLE_DEVICES ({visible})")
+    return ",".join(devices[i] for i in part)
 
 
 def vllm_command(

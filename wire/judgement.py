@@ -28,6 +28,7 @@ class Message(BaseModel):
 class JudgementRequest(BaseModel):
     """Ask for one verdict on one response, or on two against each other.
 
+    Requests that are equal, `seed` and `vote` included, are one judgement: while one is in flight the others join it.
     Example: `{"conversation": [{"role": "user", "content": "..."}], "responses": ["A", "B"], "seed": 7}`.
     """
 
@@ -36,6 +37,7 @@ class JudgementRequest(BaseModel):
     conversation: tuple[Message, ...] = Field(min_length=1)
     responses: tuple[str, ...] = Field(min_length=1, max_length=2)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    vote: int = Field(default=0, ge=0)
 
 
 class Verdict(BaseModel):
@@ -43,6 +45,8 @@ class Verdict(BaseModel):
 
     `scores` has one number for each response, 1..5; `ranking`, only for two, is 1..6; both are null when `missing` says
     why. `text` is the judge's whole last output, `attempts` the number of generations asked for, `seconds` wall time.
+    `key` names the judgement: equal for requests that are one judgement. `neutralised` counts the places of the
+    responses that were altered before the judge saw them, because they held marks of its own format.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,10 +60,24 @@ class Verdict(BaseModel):
     completion_tokens: int = 0
     seconds: float = 0.0
     server: str = ""
+    key: str = ""
+    neutralised: int = 0
+
+    @property
+    def ties(self) -> bool:
+        """Whether two responses got the same individual score."""
+        return self.scores is not None and len(self.scores) == 2 and self.scores[0] == self.scores[1]
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the ranking prefers the response with the lower individual score."""
+        if self.scores is None or self.ranking is None or self.ties:
+            return False
+        return (self.scores[0] > self.scores[1]) != (self.ranking <= 3)
 
 
 class GroupRequest(BaseModel):
-    """Ask for K scores. `seed` draws the ring."""
+    """Ask for K scores. `seed` draws the pairing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,20 +87,31 @@ class GroupRequest(BaseModel):
 
 
 class PlacedVerdict(BaseModel):
-    """A verdict with the completions it speaks of: `first` stood in place 1, `second` (if any) in place 2."""
+    """A verdict with the completions it speaks of: `first` stood in place 1, `second` (if any) in place 2.
+
+    `vote` counts from 0 where the same pair is judged several times.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     first: int
     second: int | None
+    vote: int = 0
     verdict: Verdict
 
 
 class GroupVerdict(BaseModel):
-    """K scores, null where missing, with the provenance of each. `unjudged` lists completions scored without a call."""
+    """K scores, null where missing, with the provenance of each.
+
+    `unjudged` lists completions that were scored without a call. `same_as[k]` is the completion that was judged for
+    completion k: k itself, or the one whose answer is the same. `standard_errors` are those of the scores, in points;
+    null where the aggregation gives none.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     scores: tuple[float | None, ...]
     verdicts: tuple[PlacedVerdict, ...]
     unjudged: tuple[int, ...] = ()
+    same_as: tuple[int, ...] = ()
+    standard_errors: tuple[float | None, ...] | None = None

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +31,11 @@ def free_port(address: str) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+def url_of(address: str, port: int) -> str:
+    """`http://address:port`, an IPv6 address in brackets."""
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def _cause_in(log: str) -> str:
@@ -63,11 +69,12 @@ class ServerProcess:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the process; returns at once."""
+        """Start the process, on a leash that ends it with this one; returns at once."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        leashed = [sys.executable, "-m", "wire.leash", str(os.getpid()), *self._command]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                leashed, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def is_alive(self) -> bool:

@@ -13,8 +13,9 @@ from aiohttp.test_utils import TestServer, unused_port
 from reward_server.app import build_app
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
+from reward_server.instruments import Instruments
 from reward_server.main import listen
-from reward_server.pairings import ring
+from reward_server.pairings import drawn_order
 from wire.errors import ServiceError, Unauthorized
 from wire.judgement import Message, Verdict
 from wire.token import auth_headers
@@ -31,9 +32,8 @@ class FakeJudge:
     def __init__(self) -> None:
         self.asked = []
         self.abandoned = 0
-        self.healthy = True
 
-    async def judge(self, conversation, responses, seed):
+    async def judge(self, conversation, responses, seed, vote=0):
         self.asked.append((tuple(conversation), tuple(responses), seed))
         if "hang" in responses:
             try:
@@ -45,8 +45,30 @@ class FakeJudge:
         scores = tuple(float(response[-1]) for response in responses)
         return Verdict(scores=scores, ranking=None if len(responses) == 1 else 3, text="…", prompt_tokens=9)
 
-    async def is_healthy(self):
-        return self.healthy
+    async def render(self, conversation, responses):
+        if conversation[0].role == "system":
+            raise ServiceError("the judge knows no turn of role 'system'")
+        return " | ".join([*(turn.content for turn in conversation), *responses])
+
+
+class FakePool:
+    """A pool as the API reads it."""
+
+    def __init__(self) -> None:
+        self.num_ready, self.num_waiting, self.lost_calls = 1, 0, 0
+        self.servers = []
+
+
+class FakeStarted:
+    """Servers of the service's own, as the API sees them."""
+
+    count = 1
+
+    def resize(self, count):
+        self.count = count
+
+    def owns(self, url):
+        return False
 
 
 @asynccontextmanager
@@ -70,8 +92,13 @@ def judge():
 
 
 @pytest.fixture
-def app(judge):
-    return build_app(RewardSettings(), judge, TOKEN)
+def pool():
+    return FakePool()
+
+
+@pytest.fixture
+def app(judge, pool):
+    return build_app(RewardSettings(judge_max_queue=2), judge, pool, FakeStarted(), Instruments(pool), TOKEN)
 
 
 def routes(app):
@@ -95,9 +122,9 @@ async def test_every_route_but_health_answers_401_without_the_token(app, judge):
     assert judge.asked == []
 
 
-async def test_health_follows_the_genrm(app, judge):
+async def test_health_follows_the_pool(app, pool):
     async with running(app) as url, aiohttp.ClientSession() as session:
-        for judge.healthy, status in ((True, 200), (False, 503), (True, 200)):
+        for pool.num_ready, status in ((1, 200), (0, 503), (2, 200)):
             async with session.get(f"{url}/health") as reply:
                 assert reply.status == status
 
@@ -117,7 +144,7 @@ async def test_a_ring_of_the_client_equals_a_group_of_the_server(app, judge):
     texts = ["a 4", "b 2", "<think>never ends", "<think>c</think>c 5", ""]
     order = {"conversation": [TURN], "responses": texts, "seed": SEED}
     async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
-        by_client = await client.ring(CONVERSATION, [given_text(text) for text in texts], SEED)
+        by_client = await client.group(CONVERSATION, [given_text(text) for text in texts], SEED)
         asked_by_client = list(judge.asked)
         judge.asked.clear()
         async with (
@@ -131,10 +158,10 @@ async def test_a_ring_of_the_client_equals_a_group_of_the_server(app, judge):
 
 
 async def test_the_client_asks_about_a_pair_before_the_last_completion_exists(app, judge):
-    order = ring(3, SEED)
+    order = drawn_order(3, SEED)
     completions = [asyncio.get_running_loop().create_future() for _ in range(3)]
     async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
-        task = asyncio.create_task(client.ring(CONVERSATION, completions, SEED))
+        task = asyncio.create_task(client.group(CONVERSATION, completions, SEED))
         completions[order[0]].set_result("a 4")
         completions[order[1]].set_result("b 2")
         while not judge.asked:
@@ -147,15 +174,15 @@ async def test_the_client_asks_about_a_pair_before_the_last_completion_exists(ap
 async def test_a_missing_verdict_leaves_a_hole_and_no_number(app):
     texts = ["a 4", "missing", "c 5", "d 3"]
     async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
-        group = await client.ring(CONVERSATION, [given_text(text) for text in texts], SEED)
-    order = ring(4, SEED)
+        group = await client.group(CONVERSATION, [given_text(text) for text in texts], SEED)
+    order = drawn_order(4, SEED)
     opposite = order[(order.index(1) + 2) % 4]
     assert group.scores == tuple(float(texts[k][-1]) if k == opposite else None for k in range(4))
 
 
 async def test_check_says_who_judges(app):
     async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
-        info = await client.check()
+        info = await client.info()
     assert info["model"] == RewardSettings.judge_model_name_or_path and info["dialect"] == "boxed"
     assert info["limits"]["timeout_s"] == 900 and info["tie_break"] == 0.08
 
@@ -163,9 +190,9 @@ async def test_check_says_who_judges(app):
 async def test_a_wrong_token_is_said_so_by_every_call(app):
     async with running(app) as url, RewardClient(url, "wrong", timeout_s=5) as client:
         for call in (
-            client.check(),
+            client.info(),
             client.judge(CONVERSATION, ("a 4",), 7),
-            client.ring(CONVERSATION, [given_text("a 4"), given_text("b 2")], SEED),
+            client.group(CONVERSATION, [given_text("a 4"), given_text("b 2")], SEED),
         ):
             with pytest.raises(Unauthorized, match=re.escape(url)):
                 await call
@@ -175,12 +202,12 @@ async def test_check_names_the_url_where_nobody_answers_or_somebody_else_does():
     url = f"http://127.0.0.1:{unused_port()}"
     async with RewardClient(url, TOKEN, timeout_s=5) as client:
         with pytest.raises(ServiceError, match=re.escape(url)):
-            await client.check()
+            await client.info()
     async with TestServer(web.Application()) as other:
         url = str(other.make_url("")).rstrip("/")
         async with RewardClient(url, TOKEN, timeout_s=5) as client:
-            with pytest.raises(ServiceError, match=f"{re.escape(url)} is no reward service: HTTP 404"):
-                await client.check()
+            with pytest.raises(ServiceError, match=f"{re.escape(url)} does not answer /v1/info .* HTTP 404"):
+                await client.info()
             assert (await client.judge(CONVERSATION, ("a 4",), 7)).missing == "refused"
 
 
@@ -228,3 +255,62 @@ async def test_a_malformed_request_is_answered_422(app, judge, order):
             async with session.post(url + path, json=order) as reply:
                 assert reply.status == 422
     assert judge.asked == []
+
+
+async def test_a_full_queue_says_when_to_come_back_and_the_client_waits_beyond_its_deadline(app, judge, pool):
+    pool.num_waiting = 2  # judge_max_queue
+    order = {"conversation": [TURN], "responses": ["a 4"]}
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=3) as client:
+        async with aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
+            for path in ("/v1/judgement", "/v1/group"):
+                async with session.post(url + path, json=order) as reply:
+                    assert reply.status == 429 and reply.headers["Retry-After"] == "1"
+        refused = asyncio.create_task(client.judge(CONVERSATION, ("a 4",), 7))
+        for seed in range(5):  # others get their verdicts: the queue moves
+            await asyncio.sleep(0.8)
+            pool.num_waiting = 0
+            first = asyncio.create_task(client.judge(CONVERSATION, ("b 3",), seed))
+            while (("b 3",), seed) not in [(responses, asked) for _, responses, asked in judge.asked]:
+                await asyncio.sleep(0)
+            pool.num_waiting = 2
+            await first
+        assert not refused.done()
+        pool.num_waiting = 0
+        assert (await refused).scores == (4,)
+
+
+async def test_a_client_that_is_only_ever_told_to_wait_gives_up_at_its_deadline(app, pool):
+    pool.num_waiting = 2
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=0.5) as client:
+        assert (await client.judge(CONVERSATION, ("a 4",), 7)).missing == "timeout"
+
+
+async def test_a_prompt_is_rendered_or_the_reason_said(app):
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+        assert await client.render(CONVERSATION, ("a", "b")) == "sea? | a | b"
+        with pytest.raises(ServiceError, match="no turn of role 'system'"):
+            await client.render((Message(role="system", content="x"),), ("a",))
+
+
+async def test_metrics_count_verdicts_by_outcome_and_what_groups_show(app, judge):
+    async with running(app) as url, aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
+        order = {"conversation": [TURN], "responses": ["a 4", "b 2"], "seed": SEED}
+        async with session.post(f"{url}/v1/group", json=order) as reply:
+            assert (await reply.json())["scores"] == [4, 2]
+        async with session.get(f"{url}/metrics") as reply:
+            page = await reply.text()
+    assert "reward_swapped_pairs_total 1.0" in page and "reward_flips_total 1.0" in page  # it says 3 in both orders
+    assert "reward_queue_depth 0.0" in page
+
+
+async def test_the_pool_is_asked_and_changed_over_the_api(app):
+    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+        assert (await client.call("GET", "/v1/servers"))["count"] == 1
+        assert (await client.call("PUT", "/v1/servers/count", {"count": 3}))["count"] == 3
+        for method, path, message in (
+            ("PUT", "/v1/servers/count", {"count": -1}),
+            ("POST", "/v1/servers", {"url": "ftp://x"}),
+            ("DELETE", "/v1/servers?url=http://nobody", None),
+        ):
+            with pytest.raises(ServiceError, match="HTTP 4"):
+                await client.call(method, path, message)

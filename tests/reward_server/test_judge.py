@@ -10,8 +10,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from reward_server.config import RewardSettings
+from reward_server.instruments import Instruments
 from reward_server.judge import RETRY_TEMPERATURE, Judge
 from reward_server.peer import open_session
+from reward_server.pool import MAX_DEATHS, Pool
+from reward_server.seeds import derived_seed
 from wire.judgement import Message
 
 CONVERSATION = (Message(role="user", content="sea?"),)
@@ -63,9 +66,19 @@ async def judge_with(*script, **settings):
     fake = FakeGenRM(list(script))
     app = web.Application()
     app.add_routes([web.post("/v1/chat/completions", fake.chat), web.get("/health", fake.health)])
-    async with TestServer(app, handler_cancellation=True) as server, open_session() as session:
-        url = str(server.make_url("")).rstrip("/")
-        yield Judge(session, url, "secret", RewardSettings(judge_model_name_or_path="m", **settings)), fake
+    async with TestServer(app, handler_cancellation=True) as server:
+        async with judge_of([str(server.make_url(""))], **settings) as judge:
+            yield judge, fake
+
+
+@asynccontextmanager
+async def judge_of(urls, **settings):
+    """A judge over a pool of the servers at `urls`."""
+    settings = RewardSettings(judge_model_name_or_path="m", **settings)
+    async with open_session() as session, Pool(session, "secret", max_in_flight=settings.judge_max_in_flight) as pool:
+        for url in urls:
+            pool.add(url)
+        yield Judge(pool, settings, Instruments(pool))
 
 
 async def test_a_readable_output_becomes_numbers_with_their_provenance():
@@ -76,7 +89,8 @@ async def test_a_readable_output_becomes_numbers_with_their_provenance():
     assert verdict.server.startswith("http://127.0.0.1:") and 0 < verdict.seconds < 5
     (request,) = fake.requests
     assert [message["role"] for message in request["messages"]] == ["user", "response_1", "response_2"]
-    assert (request["model"], request["temperature"], request["seed"], request["max_tokens"]) == ("m", 0.0, 7, 8192)
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("m", 0.0, 8192)
+    assert request["seed"] == derived_seed(7, 0)
     assert request["skip_special_tokens"] is False
     assert fake.tokens == ["Bearer secret"]
 
@@ -127,25 +141,54 @@ async def test_a_server_error_and_a_lost_connection_are_retried():
     assert verdict.scores == (4, 2) and verdict.attempts == 5
 
 
-@pytest.mark.parametrize("trouble", [(500, {}), "disconnect"])
-async def test_a_server_that_stays_down_is_lost_when_the_deadline_strikes(trouble):
-    async with judge_with(trouble, judge_timeout_s=0.5) as (judge, _):
+async def test_a_server_that_stays_down_is_lost_when_the_deadline_strikes():
+    async with judge_with((500, {}), judge_timeout_s=0.5) as (judge, _):
         verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
     assert (verdict.missing, verdict.scores) == ("server_lost", None) and verdict.attempts > 1
 
 
-async def test_nobody_listening_is_a_lost_server_and_is_not_healthy():
-    async with open_session() as session:
-        settings = RewardSettings(judge_timeout_s=0.3)
-        judge = Judge(session, f"http://127.0.0.1:{unused_port()}", "secret", settings)
-        assert (await judge.judge(CONVERSATION, ("a",), seed=7)).missing == "server_lost"
-        assert not await judge.is_healthy()
+async def test_a_request_that_ends_every_connection_is_given_up_before_its_deadline():
+    async with judge_with("disconnect", judge_timeout_s=60) as (judge, fake):
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert (verdict.missing, verdict.scores) == ("server_lost", None)
+    assert verdict.attempts == len(fake.requests) == MAX_DEATHS
+
+
+async def test_a_verdict_of_a_pool_where_nobody_listens_waits_for_its_deadline():
+    async with judge_of([f"http://127.0.0.1:{unused_port()}"], judge_timeout_s=0.3) as judge:
+        verdict = await judge.judge(CONVERSATION, ("a",), seed=7)
+    assert (verdict.missing, verdict.attempts) == ("timeout", 0)
+
+
+async def test_equal_judgements_in_flight_are_one_and_an_unequal_vote_is_another():
+    async with judge_with(generation(GOOD)) as (judge, fake):
+        asked = [judge.judge(CONVERSATION, ("a", "b"), seed=7, vote=vote) for vote in (0, 0, 1, 0)]
+        verdicts = await asyncio.gather(*asked)
+        assert len(fake.requests) == 2 and len({verdict.key for verdict in verdicts}) == 2
+        assert verdicts[0] == verdicts[1] == verdicts[3] != verdicts[2]
+        await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+    assert len(fake.requests) == 3  # delivered ones are not kept
+
+
+async def test_a_joined_judgement_goes_on_while_anybody_waits_for_it_and_not_longer():
+    async with judge_with("hang") as (judge, fake):
+        first, second = (asyncio.create_task(judge.judge(CONVERSATION, ("a", "b"), seed=7)) for _ in range(2))
+        while not fake.requests:
+            await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert not fake.hung_up
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        while not fake.hung_up:
+            await asyncio.sleep(0.01)
+    assert len(fake.requests) == 1
 
 
 async def test_no_more_requests_are_in_flight_than_allowed():
     async with judge_with(generation(GOOD), judge_max_in_flight=3) as (judge, fake):
         verdicts = await asyncio.gather(*(judge.judge(CONVERSATION, ("a", "b"), seed=i) for i in range(12)))
-        assert await judge.is_healthy()
     assert all(verdict.scores == (4, 2) for verdict in verdicts) and fake.most_in_flight == 3
 
 

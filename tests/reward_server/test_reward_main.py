@@ -1,4 +1,4 @@
-"""The service's life: the GenRM starts, answers, dies, or is told to stop. The GenRM here is a small HTTP server."""
+"""The service's life: GenRM servers start, answer, die, or are told to stop. They are small HTTP servers here."""
 
 import asyncio
 import os
@@ -10,8 +10,10 @@ import urllib.request
 
 import pytest
 
+from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.main import listen, main, serve
+from reward_server.scale import carry_out
 from wire.errors import ConfigError, ServiceError
 from wire.process import ServerProcess, free_port
 
@@ -31,11 +33,11 @@ def settings(tmp_path):
     return RewardSettings(log_dir=str(tmp_path), startup_timeout_s=20.0)
 
 
-def genrm(tmp_path, code=SERVER, delay_s=0.0):
+def genrm(tmp_path, code=SERVER, delay_s=0.0, name="judge-0"):
     port = free_port("127.0.0.1")
     command = [sys.executable, "-c", code, str(port), str(delay_s)]
     url = f"http://127.0.0.1:{port}"
-    return ServerProcess("judge", command, dict(os.environ), tmp_path / "judge.log", url, "lower judge_max_num_seqs")
+    return ServerProcess(name, command, dict(os.environ), tmp_path / f"{name}.log", url, "lower judge_max_num_seqs")
 
 
 async def printed_url(capsys):
@@ -67,7 +69,7 @@ async def wait_for_api(url):
 async def test_the_url_is_printed_when_the_genrm_answers_and_a_signal_ends_both(settings, tmp_path, capsys, sign):
     process = genrm(tmp_path)
     with listen(settings) as listener:
-        serving = asyncio.create_task(serve(settings, "secret", listener, process))
+        serving = asyncio.create_task(serve(settings, "secret", listener, lambda *_: process))
         url = await printed_url(capsys)
         assert await asyncio.to_thread(health, url) == 200
         os.kill(os.getpid(), sign)
@@ -78,36 +80,76 @@ async def test_the_url_is_printed_when_the_genrm_answers_and_a_signal_ends_both(
 async def test_the_api_is_open_and_unhealthy_while_the_genrm_loads_and_stops_when_told_to(settings, tmp_path):
     process = genrm(tmp_path, delay_s=60)
     with listen(settings) as listener:
-        serving = asyncio.create_task(serve(settings, "secret", listener, process))
+        serving = asyncio.create_task(serve(settings, "secret", listener, lambda *_: process))
         assert await wait_for_api(f"http://127.0.0.1:{listener.getsockname()[1]}") == 503
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(serving, 10)
     assert not process.is_alive()
 
 
-async def test_the_death_of_the_genrm_ends_the_service_with_its_last_words(settings, tmp_path, capsys):
+async def test_a_genrm_that_dies_is_started_again_and_the_service_goes_on(settings, tmp_path, capsys):
     process = genrm(tmp_path)
     with listen(settings) as listener:
-        serving = asyncio.create_task(serve(settings, "secret", listener, process))
+        serving = asyncio.create_task(serve(settings, "secret", listener, lambda *_: process))
         url = await printed_url(capsys)
-        os.killpg(process.pid, signal.SIGKILL)
-        with pytest.raises(ServiceError, match="judge ended with exit code -9"):
-            await asyncio.wait_for(serving, 10)
-    with pytest.raises(OSError):
-        health(url)
+        first = process.pid
+        os.killpg(first, signal.SIGKILL)
+        while process.pid == first or not process.is_alive():
+            assert not serving.done()
+            await asyncio.sleep(0.05)
+        while await wait_for_api(url) != 200:
+            await asyncio.sleep(0.05)
+        assert "judge-0 ended with exit code -9" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(serving, 10)
+
+
+async def test_a_second_server_that_cannot_start_leaves_the_service_to_the_first(settings, tmp_path, capsys):
+    settings.judge_servers = 2
+    processes = [genrm(tmp_path), genrm(tmp_path, code="raise SystemExit('no such device')", name="judge-1")]
+    with listen(settings) as listener:
+        serving = asyncio.create_task(serve(settings, "secret", listener, lambda _, index: processes[index]))
+        url = await printed_url(capsys)
+        async with RewardClient(url, "secret", timeout_s=10) as client:
+            while len((await carry_out(client, ["status"]))["servers"]) > 1:
+                await asyncio.sleep(0.05)
+            assert (await carry_out(client, ["status"]))["count"] == 1
+        assert await asyncio.to_thread(health, url) == 200 and not processes[1].is_alive()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(serving, 10)
+
+
+async def test_servers_are_added_and_taken_away_by_count_while_it_serves(settings, tmp_path, capsys):
+    processes = [genrm(tmp_path, name=f"judge-{index}") for index in range(3)]
+    with listen(settings) as listener:
+        serving = asyncio.create_task(serve(settings, "secret", listener, lambda _, index: processes[index]))
+        url = await printed_url(capsys)
+        async with RewardClient(url, "secret", timeout_s=10) as client:
+            await carry_out(client, ["+2"])
+            while sum(s["state"] == "ready" for s in (await carry_out(client, ["status"]))["servers"]) < 3:
+                await asyncio.sleep(0.05)
+            await carry_out(client, ["1"])
+            while len((await carry_out(client, ["status"]))["servers"]) > 1:
+                await asyncio.sleep(0.05)
+            while any(process.is_alive() for process in processes[1:]):
+                await asyncio.sleep(0.05)
+            assert processes[0].is_alive()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(serving, 10)
+    assert not processes[0].is_alive()
 
 
 async def test_a_genrm_without_memory_says_what_to_lower(settings, tmp_path):
     process = genrm(tmp_path, code="raise SystemExit('torch.OutOfMemoryError: CUDA out of memory')")
     with listen(settings) as listener, pytest.raises(ServiceError, match=r"exit code 1.*lower judge_max_num_seqs"):
-        await serve(settings, "secret", listener, process)
+        await serve(settings, "secret", listener, lambda *_: process)
 
 
 async def test_a_genrm_that_never_answers_is_given_up_and_stopped(settings, tmp_path):
     settings.startup_timeout_s = 0.3
     process = genrm(tmp_path, delay_s=60)
-    with listen(settings) as listener, pytest.raises(ServiceError, match=r"did not answer .*judge\.log"):
-        await serve(settings, "secret", listener, process)
+    with listen(settings) as listener, pytest.raises(ServiceError, match=r"no GenRM server answered .*judge-0\.log"):
+        await serve(settings, "secret", listener, lambda *_: process)
     assert not process.is_alive()
 
 

@@ -34,7 +34,9 @@ def test_a_class_may_inherit_the_rollout_settings_too():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("judge_dialect", "json"), ("reward_url", "node1:8000"), ("reward_port", 70000), ("judge_max_tokens", 40000),
+    [("judge_dialect", "xml"), ("judge_pairing", "star"), ("judge_aggregation", "median"), ("judge_votes", 2),
+     ("judge_calls_per_group", 6), ("judge_servers", 0), ("judge_max_queue", 0),
+     ("judge_principle", "be brief"), ("judge_health_timeout_s", 0), ("reward_url", "node1:8000"), ("reward_port", 70000), ("judge_max_tokens", 40000),
      ("judge_max_tokens", 0), ("judge_max_num_seqs", 0), ("judge_tensor_parallel_size", 0), ("judge_max_in_flight", 0),
      ("judge_temperature", -0.1), ("judge_temperature", float("nan")), ("judge_timeout_s", 0), ("judge_retries", -1),
      ("judge_gpu_memory_utilization", 1.5), ("tie_break", 0.1), ("tie_break", -0.01), ("bind_address", "localhost")],
@@ -61,11 +63,11 @@ def test_a_judge_that_is_not_there_or_is_split_over_a_cpu_is_refused_before_anyt
 
 
 def test_the_genrm_is_started_behind_the_token_with_the_judges_limits():
-    process = genrm_process(RewardSettings(device="cuda", log_dir="logs"))
+    process = genrm_process(RewardSettings(device="cuda", log_dir="logs"), 0)
     command = " ".join(process._command)
     for flags in ("--tensor-parallel-size 4", "--max-model-len 40000", "--max-num-seqs 64", "--trust-remote-code",
                   "--gpu-memory-utilization 0.92", "--middleware wire.token.TokenMiddleware"):  # fmt: skip
         assert flags in command
-    assert str(process.log_path) == "logs/judge.log"
-    untrusting = genrm_process(RewardSettings(device="cuda", judge_trust_remote_code=False))
+    assert str(process.log_path) == "logs/judge-0.log"
+    untrusting = genrm_process(RewardSettings(device="cuda", judge_trust_remote_code=False), 0)
     assert "--trust-remote-code" not in untrusting._command

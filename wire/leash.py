@@ -1,0 +1,31 @@
+"""`python -m wire.leash PARENT COMMAND...`: become COMMAND, and end when the process PARENT ends, however it ends.
+
+A server that is started by a program must not outlive it, not even where the program is killed. The kernel sends the
+signal (prctl(2), PR_SET_PDEATHSIG), which an exec keeps. It counts the death of the *thread* that started the process:
+start servers from a thread that lives as long as the program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Set the signal, make sure that the parent still lives, and become the command."""
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the signal was set
+        sys.exit(1)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        sys.exit(f"{command[0]}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()
