@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reward_server.config import RewardSettings
+from reward_server.limits import CheckSettings
 from rollout_server.config import RolloutSettings
 from wire.errors import ConfigError
 
@@ -19,24 +19,18 @@ SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
 
 
 @dataclass
-class RunSettings(RolloutSettings, RewardSettings):
+class RunSettings(RolloutSettings, CheckSettings):
     """One training run."""
 
     output_dir: str = field(default="runs/rloo", metadata={"help": "Folder for everything the run writes."})
     dry_run: bool = field(default=False, metadata={"help": "Check the settings, print the plan, load nothing."})
     seed: int = field(default=42, metadata={"help": "Seeds prompts, completions, pairings and ranks."})
 
-    dataset_name: str = field(
-        default="nvidia/HelpSteer3", metadata={"help": "Hub id, or a folder with <config>/<split>.jsonl[.gz]."}
-    )
-    dataset_config: str = field(default="preference", metadata={"help": "The data set's configuration."})
     dataset_split: str = field(default="train", metadata={"help": "Split that the training prompts come from."})
-    dataset_language: str | None = field(
-        default="english", metadata={"help": "Keep rows of this language; an empty string keeps all."}
-    )
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
-    eval_split: str = field(default="validation", metadata={"help": "Split of the held-out prompts."})
     num_eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts judged before and after; 0: none."})
+    judge_check: bool = field(
+        default=True, metadata={"help": "Check the judge before the first step; see reward_server/check.py."}
+    )
     truth_function: str | None = field(
         default=None,
         metadata={"help": "module:function (conversation, response) -> score, where the true score is known."},
@@ -100,7 +94,7 @@ class RunSettings(RolloutSettings, RewardSettings):
     log_completions_steps: int = field(default=10, metadata={"help": "Log them every this many steps."})
 
     def __post_init__(self) -> None:
-        self.dataset_language = self.dataset_language or None
+        super().__post_init__()
         if self.log_dir == RolloutSettings.log_dir:
             self.log_dir = str(Path(self.output_dir) / "logs")
 
