@@ -1,17 +1,24 @@
 # make demo   the whole loop on this machine, real parts, about ten minutes
 # make test   every test that needs no GPU
+# make soak   a million fuzzed outputs through the readers: COUNT and SEED as variables
 
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
 
-.PHONY: demo test check setup toy clean
+COUNT ?= 1000000
+SEED ?= 1
+
+.PHONY: demo test soak check setup toy clean
 
 demo: toy
 	$(BIN)/python -m trainer.main --config configs/toy.yaml $(ARGS)
 
 test: toy
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: setup
+	$(BIN)/python -m tests.soak.readers --count $(COUNT) --seed $(SEED)
 
 check: setup
 	$(BIN)/ruff check .

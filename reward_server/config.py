@@ -10,11 +10,6 @@ from reward_server.pairings import PAIRINGS
 from wire.errors import ConfigError
 from wire.settings import ServiceSettings
 
-UNEVEN_PAIRINGS = (
-    "all_pairs",
-    "ring_extra",
-)  # in which a completion may stand in one place more often than in the other
-
 
 @dataclass
 class RewardSettings(ServiceSettings):
@@ -145,11 +140,6 @@ class RewardSettings(ServiceSettings):
             raise ConfigError(
                 f"judge_votes ({self.judge_votes}) at judge_temperature 0 would be the same verdict each time; "
                 "set judge_temperature to 0.6 or more, or judge_votes to 1"
-            )
-        if self.judge_pairing in UNEVEN_PAIRINGS and self.judge_aggregation == "mean":
-            raise ConfigError(
-                f"judge_pairing {self.judge_pairing!r} gives completions unequal places, and judge_aggregation 'mean' "
-                "cannot take the judge's liking for a place out; use least_squares"
             )
         if self.judge_pairing == "single" and self.judge_aggregation != "mean":
             raise ConfigError("judge_pairing 'single' compares nobody: judge_aggregation must be mean")

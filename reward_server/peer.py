@@ -85,8 +85,8 @@ class Peer:
     async def post(self, path: str, message: Any, call: Call, on_busy: Callable[[], None] = lambda: None) -> Reply:
         """POST `message` as JSON until the peer answers; without end, so the caller sets the deadline.
 
-        A lost connection and a 5xx are tried again after a pause that doubles, a busy peer (408, 429) after the one that
-        it asks for. `on_busy` is called each time that the peer says it is busy.
+        A lost connection and a 5xx are tried again after a pause that doubles, a busy peer (408, 429) after the pause
+        that it asks for. `on_busy` is called each time that the peer says it is busy.
         """
         pause = FIRST_PAUSE_S
         body = msgspec.json.encode(message)

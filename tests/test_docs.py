@@ -15,9 +15,11 @@ import yaml
 from reward_server.config import RewardSettings
 from rollout_server.config import RolloutSettings
 from trainer.config import RunSettings
+from trainer.verdicts import VerdictRecord
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "deploy/README.md")
+LOGGING = ("metrics", "journal", "services")  # what names a TensorBoard scalar, beside trainer/verdicts.py
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 
 SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, RunSettings) for f in fields(cls)}
@@ -68,7 +70,10 @@ def default_of(name: str) -> Any:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_in_a_document_exists(document: str) -> None:
     flags = set(FLAG.findall(text_of(document)))
-    assert flags - set(SETTINGS) - OTHER_FLAGS == set()
+    of_benchmarks = {
+        flag for path in (ROOT / "benchmarks").glob("*.py") for flag in re.findall(r'"--([\w-]+)"', path.read_text())
+    }
+    assert flags - set(SETTINGS) - OTHER_FLAGS - of_benchmarks == set()
 
 
 def test_the_configuration_table_gives_the_real_defaults() -> None:
@@ -95,8 +100,9 @@ def test_the_file_tree_names_every_module() -> None:
 
 
 def test_the_monitoring_table_names_what_the_code_logs() -> None:
-    code = text_of("trainer/metrics.py") + text_of("trainer/journal.py")
+    code = "".join(text_of(f"trainer/{name}.py") for name in LOGGING)
     logged = {name for name in METRIC.findall(code) if not name.startswith("time/")}
+    logged |= set(VerdictRecord(max_unreadable=1.0).drain())
     described = {row[0] for row in first_cells("Monitoring") if "/" in row[0] or row[0] in logged}
     assert len(logged) > 20
     assert {name for name in described if not name.startswith("time/")} == logged

@@ -1,4 +1,4 @@
-"""One group's whole way: K completions, the ring of verdicts, both log-probs, the rewards."""
+"""One group's whole way: K completions, their verdicts, both log-probs, the rewards."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.prompts import Prompt, hash_seed
 from trainer.rloo import assemble_reward
+from trainer.shaping import length_terms
+from trainer.verdicts import VerdictRecord
 from wire.errors import PromptDropped
 from wire.generation import Completion, PolicyVersion
 from wire.judgement import GroupVerdict, Message
@@ -33,7 +35,7 @@ class Rollouts(Protocol):
 class Judge(Protocol):
     """The reward service; `reward_server.client.RewardClient` is the real one."""
 
-    async def ring(
+    async def group(
         self, conversation: Sequence[Message], completions: Sequence[asyncio.Future[str | None]], seed: int
     ) -> GroupVerdict: ...
 
@@ -75,6 +77,7 @@ class Collector:
     ) -> None:
         self._settings, self._rollouts, self._judge, self._learner = settings, rollouts, judge, learner
         self._decode, self._version = decode, version
+        self.verdicts = VerdictRecord(settings.judge_max_unreadable)  # of training, held-out prompts excluded
         self.num_at: Counter[str] = Counter()  # groups at each stage: who waits for whom
 
     def slowest(self) -> str:
@@ -85,7 +88,7 @@ class Collector:
         """Completions and the judge's verdict. Each pair is judged as soon as both are written."""
         settings = self._settings
         seed = hash_seed(settings.seed, purpose, prompt.occurrence, self._version().label)
-        ring_seed = hash_seed(settings.seed, purpose, prompt.occurrence)
+        pairing_seed = hash_seed(settings.seed, purpose, prompt.occurrence)
         conversation = [Message(**turn) for turn in prompt.conversation]
         generating = self._rollouts.generate(
             prompt.token_ids, settings.rloo_k, seed=seed, salt=lambda: self._version().label
@@ -93,16 +96,16 @@ class Collector:
         seconds: dict[str, float] = {}
         async with generating as futures:
             texts = [asyncio.ensure_future(self._text(future)) for future in futures]
-            ring = asyncio.ensure_future(self._judge.ring(conversation, texts, ring_seed))
+            judging = asyncio.ensure_future(self._judge.group(conversation, texts, pairing_seed))
             try:
                 with self._at("replicas", seconds, "generate"):
                     completions = await asyncio.gather(*(asyncio.shield(future) for future in futures))
                 with self._at("the judge", seconds, "judge"):
-                    verdict = await ring
+                    verdict = await judging
             finally:
-                for task in (ring, *texts):
+                for task in (judging, *texts):
                     task.cancel()
-                await asyncio.gather(ring, *texts, return_exceptions=True)
+                await asyncio.gather(judging, *texts, return_exceptions=True)
         return Judged(completions, [self._decode(c.token_ids) for c in completions], verdict, seconds)
 
     async def _text(self, future: asyncio.Future[Completion]) -> str | None:
@@ -125,6 +128,7 @@ class Collector:
             PromptDropped: fewer than two completions have a score.
         """
         judged = await self.judged(prompt)
+        self.verdicts.note(judged.verdict, [len(completion.token_ids) for completion in judged.completions])
         num_scores = sum(score is not None for score in judged.verdict.scores)
         if num_scores < 2:
             missing = Counter(placed.verdict.missing for placed in judged.verdict.verdicts if placed.verdict.missing)
@@ -141,9 +145,11 @@ class Collector:
     def _assemble(self, prompt: Prompt, judged: Judged, logprobs: Sequence[Logprobs]) -> Group:
         settings = self._settings
         kl_K = [sum(own) - sum(reference) for own, reference in logprobs]
+        length_terms_K = self._length_terms(judged)
         scores_K: list[float | None] = []
         rewards_K: list[float | None] = []
-        for completion, score, kl in zip(judged.completions, judged.verdict.scores, kl_K, strict=True):
+        rows = zip(judged.completions, judged.verdict.scores, kl_K, length_terms_K, strict=True)
+        for completion, score, kl, length_term in rows:
             if score is None:
                 scores_K.append(None)
                 rewards_K.append(None)
@@ -156,7 +162,7 @@ class Collector:
                 missing_eos_penalty=settings.missing_eos_penalty,
             )
             scores_K.append(penalised)
-            rewards_K.append(reward)
+            rewards_K.append(reward + length_term)
         return Group(
             prompt=prompt,
             completions=judged.completions,
@@ -166,5 +172,18 @@ class Collector:
             rewards_K=rewards_K,
             kl_K=kl_K,
             entropy_K=[-sum(own) for own, _ in logprobs],
+            length_terms_K=length_terms_K,
             seconds=judged.seconds,
+        )
+
+    def _length_terms(self, judged: Judged) -> list[float]:
+        settings, verdict = self._settings, judged.verdict
+        overlong = (settings.response_length, settings.overlong_cache, settings.overlong_weight)
+        return length_terms(
+            judged.texts,
+            [len(completion.token_ids) for completion in judged.completions],
+            [score is not None and k not in verdict.unjudged for k, score in enumerate(verdict.scores)],
+            answer_weight=settings.answer_length_weight,
+            thought_weight=settings.thought_length_weight,
+            overlong=overlong if settings.overlong_weight else None,
         )

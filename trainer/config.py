@@ -51,6 +51,21 @@ class RunSettings(RolloutSettings, CheckSettings):
     )
     max_lag: int = field(default=1, metadata={"help": "Most optimizer steps a completion may be behind; 0: on-policy."})
 
+    judge_max_unreadable: float = field(
+        default=0.25, metadata={"help": "The run ends when more than this share of a step's verdicts cannot be read."}
+    )
+    answer_length_weight: float = field(
+        default=0.0, metadata={"help": "Points between the shortest and the longest answer of a group; 0: off."}
+    )
+    thought_length_weight: float = field(
+        default=0.0, metadata={"help": "Points between the shortest and the longest thought of a group; 0: off."}
+    )
+    overlong_weight: float = field(
+        default=0.0, metadata={"help": "Points taken from a completion as long as response_length; 0: off."}
+    )
+    overlong_cache: int = field(
+        default=0, metadata={"help": "Tokens before response_length over which overlong_weight sets in."}
+    )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken from the score of a completion that was cut at its length limit."}
     )
@@ -164,6 +179,10 @@ class RunSettings(RolloutSettings, CheckSettings):
             "save_steps",
             "weight_decay",
             "max_tokens_per_microbatch",
+            "answer_length_weight",
+            "thought_length_weight",
+            "overlong_weight",
+            "overlong_cache",
         ):
             at_least[name] = (0, getattr(self, name))
         for name, (bound, value) in at_least.items():
@@ -172,6 +191,18 @@ class RunSettings(RolloutSettings, CheckSettings):
         for name in ("learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
+        if not 0 <= self.judge_max_unreadable <= 1:
+            raise ConfigError(f"judge_max_unreadable ({self.judge_max_unreadable}) is a share: give 0 to 1")
+        if self.overlong_cache >= self.response_length:
+            raise ConfigError(
+                f"overlong_cache ({self.overlong_cache}) must be less than response_length ({self.response_length}): "
+                "it is the stretch before it in which the punishment sets in"
+            )
+        if self.overlong_weight and not self.overlong_cache:
+            raise ConfigError(
+                f"overlong_weight ({self.overlong_weight}) with overlong_cache 0 would punish nobody; give the number "
+                "of tokens before response_length over which it sets in"
+            )
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"warmup_ratio ({self.warmup_ratio}) must lie between 0 and 1")
         if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:

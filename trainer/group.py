@@ -18,7 +18,8 @@ class Group:
 
     `kl_K`: sum over tokens of log pi - log pi_ref; `entropy_K`: sum of -log pi of the sampled tokens (nats, by the
     learner's own log-probs). `scores_K` (after the missing-EOS penalty) and `rewards_K` are None where the judge's
-    score is missing. `seconds` is the wall time of each stage: generate, judge (from the last
+    score is missing. `length_terms_K` are points that the length added to the reward. `seconds` is the
+    wall time of each stage: generate, judge (from the last
     completion on), reference.
     """
 
@@ -30,12 +31,19 @@ class Group:
     rewards_K: Sequence[float | None]
     kl_K: Sequence[float]
     entropy_K: Sequence[float]
+    length_terms_K: Sequence[float]
     seconds: Mapping[str, float]
 
     @property
     def advantages_K(self) -> list[float | None]:
         """Leave-one-out advantages over the completions that have a reward."""
         return leave_one_out(self.rewards_K)
+
+    @property
+    def plain_advantages_K(self) -> list[float | None]:
+        """The advantages as they would be without the length terms."""
+        pairs = zip(self.rewards_K, self.length_terms_K, strict=True)
+        return leave_one_out([None if reward is None else reward - term for reward, term in pairs])
 
     @property
     def oldest_version(self) -> PolicyVersion:

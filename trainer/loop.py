@@ -52,6 +52,7 @@ async def train(
     version: PolicyVersion,
     prompts: PromptStream,
     collect: Callable[[Prompt], Awaitable[Group]],
+    inspect: Callable[[Sequence[Group]], None],
     learner: Stepper,
     publish: Callable[[PolicyVersion], Awaitable[None]],
     checkpoint: Callable[[PolicyVersion, int], Awaitable[None]],
@@ -64,19 +65,22 @@ async def train(
         version: the version the learner holds, already live on every replica.
         prompts: the stream, at the first prompt that no finished step has used.
         collect: one group's whole way; starts as soon as the prompt is admitted.
+        inspect: looks at a step's groups before they are trained on; raises to end the run.
         learner: takes the steps.
         publish: makes a version live on every replica.
         checkpoint: called after each step with the version and the next prompt's place; decides whether to save.
         journal: takes note.
 
     Raises:
-        ServiceError: a collaborator failed, or a completion was older than max_lag allows (a bug, not a case).
+        ServiceError: a collaborator failed, `inspect` found the groups unfit, or a completion was older than max_lag
+            allows (a bug, not a case).
     """
     capacity = (settings.max_lag + 1) * settings.prompts_per_step
     async with Pipeline(prompts, collect, capacity=capacity) as pipeline:
         while version.step < settings.num_steps:
             with journal.timed("wait"):
                 groups = await pipeline.take(settings.prompts_per_step)
+            inspect(groups)
             lags = [_lag(group, version, settings.max_lag) for group in groups]
             batch = build_batch(
                 [sample for group in groups for sample in group.samples()],

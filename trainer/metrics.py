@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from trainer.group import Group
+from trainer.shaping import flipped_share
 from trainer.stats import Moments, StepStats
 
 
@@ -44,7 +45,8 @@ def step_metrics(
         if score is not None and reward is not None
     ]
     completions = [completion for group in groups for completion in group.completions]
-    verdicts = [placed.verdict for group in groups for placed in group.verdict.verdicts]
+    errors = [error for group in groups for error in group.verdict.standard_errors or () if error is not None]
+    flipped = [flipped_share(group.advantages_K, group.plain_advantages_K) for group in groups]
     stops = set(stop_token_ids)
     num_flat = sum(len({r for r in group.rewards_K if r is not None}) < 2 for group in groups)
     return {
@@ -53,6 +55,8 @@ def step_metrics(
         "objective/non_score_reward": _mean([-kl_coef * kl for _, _, kl, _ in scored]),
         "objective/rlhf_reward": _mean([reward for _, reward, _, _ in scored]),
         "objective/scores": _mean([score for score, *_ in scored]),
+        "objective/length_term": _mean([abs(term) for group in groups for term in group.length_terms_K]),
+        "objective/sign_flips": sum(num for num, _ in flipped) / max(1, sum(total for _, total in flipped)),
         "policy/approxkl_avg": stats.approx_kl.mean,
         "policy/clipfrac_avg": stats.clipped.mean,
         "policy/entropy_avg": stats.entropy.mean,
@@ -74,10 +78,7 @@ def step_metrics(
         "sample/length_mean": _mean([len(c.token_ids) for c in completions]),
         "sample/truncated": _mean([not c.finished for c in completions]),
         "sample/equal_rewards": num_flat / len(groups),
-        "judge/missing": _mean([verdict.missing is not None for verdict in verdicts]),
-        "judge/attempts": _mean([verdict.attempts for verdict in verdicts]),
-        "judge/completion_tokens": _mean([verdict.completion_tokens for verdict in verdicts]),
-        "judge/unjudged": _mean([i in group.verdict.unjudged for group in groups for i in range(len(group.texts))]),
+        "judge/standard_error": _mean(errors),
         **_seconds([group.seconds for group in groups]),
     }
 

@@ -33,6 +33,7 @@ async def run(settings: RunSettings, material: Material, token: str, say: Callab
     started = time.monotonic()
     async with running_services(settings, token, say) as services:
         watch = asyncio.create_task(services.watch())
+        observe = asyncio.create_task(services.observe())
         work = asyncio.create_task(Run(settings, material, token, services, say).go(started))
         try:
             await asyncio.wait([watch, work], return_when=asyncio.FIRST_COMPLETED)
@@ -40,9 +41,9 @@ async def run(settings: RunSettings, material: Material, token: str, say: Callab
                 watch.result()  # raises: a server of the run has ended, and its last words say why
             return await work
         finally:
-            for task in (watch, work):
+            for task in (watch, observe, work):
                 task.cancel()
-            await asyncio.gather(watch, work, return_exceptions=True)
+            await asyncio.gather(watch, observe, work, return_exceptions=True)
 
 
 class Run:
@@ -75,7 +76,13 @@ class Run:
         async with RolloutClient(fleet.ready, self._token, sampling, settings.rollout_timeout_s) as rollouts:
             collector = Collector(settings, rollouts, judge, learner, material.decode, lambda: self._live)
             stops, waits = material.stop_token_ids, collector.slowest
-            journal = Journal(settings, first_step=self._first_step, stop_token_ids=stops, waits=waits)
+            journal = Journal(
+                settings,
+                first_step=self._first_step,
+                stop_token_ids=stops,
+                waits=waits,
+                judge=lambda: collector.verdicts.drain() | self._services.judge_metrics(),
+            )
             async with journal:
                 journal.add_seconds("start", time.monotonic() - started)
                 with journal.timed("publish"):
@@ -112,6 +119,7 @@ class Run:
                 version=version,
                 prompts=prompts,
                 collect=collector,
+                inspect=lambda _: collector.verdicts.check(),
                 learner=self._services.learner,
                 publish=self._publish,
                 checkpoint=self._checkpoint,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.placement import place_reward_service
+from reward_server.scheme import Scheme
 from rollout_server.fleet import Fleet
 from rollout_server.placement import place_replicas
 from trainer.config import RunSettings
@@ -21,6 +22,7 @@ from wire.errors import ServiceError
 
 CLIENT_MARGIN_S = 30.0  # the service's own deadline comes first, so that it can say why a verdict is missing
 WATCH_INTERVAL_S = 2.0
+OBSERVE_INTERVAL_S = 5.0
 
 
 @dataclass
@@ -31,6 +33,22 @@ class Services:
     fleet: Fleet
     judge: RewardClient
     hosts: list[Any]
+    judge_info: dict[str, Any] = field(default_factory=dict)
+
+    async def observe(self) -> None:
+        """Keep `judge_info` fresh. A service that does not answer shows as missing verdicts, and not here."""
+        while True:
+            with suppress(ServiceError):
+                self.judge_info = await self.judge.info()
+            await asyncio.sleep(OBSERVE_INTERVAL_S)
+
+    def judge_metrics(self) -> dict[str, float]:
+        """The service's state as metrics, as far as it is known."""
+        found = {
+            "judge/queue_depth": self.judge_info.get("queue_depth"),
+            "judge/prefix_cache_hits": self.judge_info.get("prefix_cache_hit_share"),
+        }
+        return {name: float(value) for name, value in found.items() if value is not None}
 
     async def watch(self) -> None:
         """Run until a server that this run started ends; raises ServiceError with its last words."""
@@ -77,12 +95,10 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
                 reward_url,
                 token,
                 settings.judge_timeout_s + CLIENT_MARGIN_S,
-                settings.judge_max_in_flight,
-                settings.tie_break,
+                scheme=Scheme.of(settings),
             )
         )
-        await judge.check()
-        yield Services(learner, fleet, judge, hosts)
+        yield Services(learner, fleet, judge, hosts, await judge.info())
 
 
 async def _started(host: Any, say: Callable[[str], None]) -> str:
@@ -116,7 +132,7 @@ def _place_judge(settings: RunSettings) -> Any:
     is_cuda = resolve_device(settings.device) == "cuda"
     return place_reward_service(
         reward_argv(settings),
-        num_gpus=settings.judge_tensor_parallel_size if is_cuda else 0,
+        num_gpus=settings.judge_servers * settings.judge_tensor_parallel_size if is_cuda else 0,
         resources={"reward": 1},
         bind_address=settings.bind_address,
         log_dir=settings.log_dir,
@@ -128,8 +144,8 @@ def reward_argv(settings: RunSettings) -> list[str]:
     """The reward settings of a run as flags of `reward_server.main`; its host chooses address, port and logs."""
     chosen_by_host = {"bind_address", "reward_port", "log_dir", "startup_timeout_s", "reward_url"}
     argv = []
-    for field in fields(RewardSettings):
-        value = getattr(settings, field.name)
-        if field.name not in chosen_by_host and value is not None:
-            argv += [f"--{field.name}", str(value)]
+    for name in (setting.name for setting in fields(RewardSettings)):
+        value = getattr(settings, name)
+        if name not in chosen_by_host and value not in (None, []):
+            argv += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return argv

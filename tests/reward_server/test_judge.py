@@ -66,17 +66,17 @@ async def judge_with(*script, **settings):
     fake = FakeGenRM(list(script))
     app = web.Application()
     app.add_routes([web.post("/v1/chat/completions", fake.chat), web.get("/health", fake.health)])
-    async with TestServer(app, handler_cancellation=True) as server:
-        async with judge_of([str(server.make_url(""))], **settings) as judge:
-            yield judge, fake
+    server = TestServer(app, handler_cancellation=True)
+    async with server, judge_of(lambda: [str(server.make_url(""))], **settings) as judge:
+        yield judge, fake
 
 
 @asynccontextmanager
 async def judge_of(urls, **settings):
-    """A judge over a pool of the servers at `urls`."""
+    """A judge over a pool of the servers that `urls` names when they run."""
     settings = RewardSettings(judge_model_name_or_path="m", **settings)
     async with open_session() as session, Pool(session, "secret", max_in_flight=settings.judge_max_in_flight) as pool:
-        for url in urls:
+        for url in urls():
             pool.add(url)
         yield Judge(pool, settings, Instruments(pool))
 
@@ -155,7 +155,7 @@ async def test_a_request_that_ends_every_connection_is_given_up_before_its_deadl
 
 
 async def test_a_verdict_of_a_pool_where_nobody_listens_waits_for_its_deadline():
-    async with judge_of([f"http://127.0.0.1:{unused_port()}"], judge_timeout_s=0.3) as judge:
+    async with judge_of(lambda: [f"http://127.0.0.1:{unused_port()}"], judge_timeout_s=0.3) as judge:
         verdict = await judge.judge(CONVERSATION, ("a",), seed=7)
     assert (verdict.missing, verdict.attempts) == ("timeout", 0)
 

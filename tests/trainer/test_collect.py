@@ -28,7 +28,7 @@ class World:
         self.scores = scores
         self.events: list[str] = []
         self.requests: list[dict[str, Any]] = []
-        self.ring_seeds: list[int] = []
+        self.pairing_seeds: list[int] = []
         self.scored: list[Sample] = []
         self.pauses: dict[int, float] = {}
         self.version = PolicyVersion(0, 7)
@@ -65,11 +65,11 @@ class World:
             future.set_result(Completion(index, ids, (-0.5,) * len(ids), finished, spans, "http://replica-0"))
             self.events.append(f"written {index}")
 
-    async def ring(
+    async def group(
         self, conversation: Sequence[Message], completions: Sequence[asyncio.Future[str | None]], seed: int
     ) -> GroupVerdict:
         assert list(conversation) == [Message(role="user", content="sea?")]
-        self.ring_seeds.append(seed)
+        self.pairing_seeds.append(seed)
         for index, completion in enumerate(completions):
             text = await completion
             self.events.append(f"judged {index}: {text}")
@@ -186,6 +186,6 @@ async def test_seeds_differ_by_purpose_and_occurrence_and_only_the_completions_b
     world.version = PolicyVersion(1, 7)
     await make.judged(PROMPT)
     assert len({request["seed"] for request in world.requests}) == 4
-    assert world.ring_seeds[0] == world.ring_seeds[3] and len(set(world.ring_seeds)) == 3
+    assert world.pairing_seeds[0] == world.pairing_seeds[3] and len(set(world.pairing_seeds)) == 3
     assert [request["salt"] for request in world.requests] == ["0.7"] * 3 + ["1.7"]
     assert world.requests[0]["token_ids"] == (1, 2, 3) and world.requests[0]["num"] == 3

@@ -33,6 +33,7 @@ def group(score: float | None = 4.0) -> Group:
         rewards_K=[score, 2.0],
         kl_K=[0.5, 0.25],
         entropy_K=[1.0, 2.0],
+        length_terms_K=[0.0, 0.0],
         seconds={"generate": 1.0, "judge": 2.0, "reference": 0.5},
     )
 

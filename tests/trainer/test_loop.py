@@ -26,6 +26,7 @@ class World:
         self.events: list[str] = []
         self.lags: list[int] = []
         self.live = PolicyVersion(0, 0)
+        self.unfit_step = -1
         self.num_ranks = 1
 
     async def collect(self, prompt: Prompt) -> Group:
@@ -36,7 +37,12 @@ class World:
         scores = [float(i + 1) for i in range(self.settings.rloo_k)]
         verdict = GroupVerdict(scores=tuple(scores), verdicts=())
         zeros = [0.0] * len(scores)
-        return Group(prompt, completions, ["x"] * len(scores), verdict, scores, scores, zeros, zeros, {})
+        return Group(prompt, completions, ["x"] * len(scores), verdict, scores, scores, zeros, zeros, zeros, {})
+
+    def inspect(self, groups: Sequence[Group]) -> None:
+        self.events.append(f"inspect {[group.prompt.occurrence for group in groups]}")
+        if self.unfit_step == self.live.step:
+            raise ServiceError("unfit")
 
     async def step(self, batch: Sequence[Sequence[Any]]) -> StepStats:
         self.events.append(f"step {sum(part.denominator for part in batch[0])}")
@@ -85,6 +91,7 @@ async def run(world: World) -> PolicyVersion:
         version=world.live,
         prompts=prompts,
         collect=world.collect,
+        inspect=world.inspect,
         learner=world,
         publish=world.publish,
         checkpoint=world.checkpoint,
@@ -92,12 +99,13 @@ async def run(world: World) -> PolicyVersion:
     )
 
 
-async def test_on_policy_the_order_is_collect_step_publish_record_checkpoint() -> None:
+async def test_on_policy_the_order_is_collect_inspect_step_publish_record_checkpoint() -> None:
     world = World(settings_for(max_lag=0))
     assert await run(world) == PolicyVersion(0, 3)
-    assert world.events[:7] == [
+    assert world.events[:8] == [
         "collect 0",
         "collect 1",
+        "inspect [0, 1]",
         "step 4",
         "publish 0.1",
         "record 0.1 [0, 1]",
@@ -114,6 +122,14 @@ async def test_lag_never_exceeds_max_lag_and_groups_are_trained_on_in_order(max_
     assert max(world.lags) == min(max_lag, 2)
     records = [event for event in world.events if event.startswith("record")]
     assert records == ["record 0.1 [0, 1]", "record 0.2 [2, 3]", "record 0.3 [4, 5]"]
+
+
+async def test_groups_that_are_found_unfit_are_not_trained_on() -> None:
+    world = World(settings_for(max_lag=1))
+    world.unfit_step = 1
+    with pytest.raises(ServiceError, match="unfit"):
+        await run(world)
+    assert [event for event in world.events if event.startswith("step")] == ["step 4"]
 
 
 async def test_a_completion_older_than_max_lag_ends_the_run() -> None:

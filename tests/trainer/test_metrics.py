@@ -47,6 +47,7 @@ def group_with_a_hole() -> Group:
         rewards_K=[1.5, None, 2.0],
         kl_K=[5.0, 100.0, 10.0],
         entropy_K=[1.0, 100.0, 3.0],
+        length_terms_K=[-0.5, 0.0, 0.5],
         seconds={"generate": 2.0, "judge": 4.0, "reference": 1.0},
     )
 
@@ -62,6 +63,7 @@ def flat_group() -> Group:
         rewards_K=[1.0, 1.0],
         kl_K=[0.0, 0.0],
         entropy_K=[0.0, 0.0],
+        length_terms_K=[0.0, 0.0],
         seconds={"generate": 4.0, "judge": 0.0, "reference": 3.0},
     )
 
@@ -113,12 +115,11 @@ def test_the_learners_numbers_keep_their_names() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_samples_and_verdicts_are_counted_over_all_completions() -> None:
+def test_samples_are_counted_over_all_completions() -> None:
     found = metrics(group_with_a_hole(), flat_group())
     expected = {
         "val/num_eos_tokens": 3, "sample/lag_mean": 0.5, "sample/lag_max": 1, "sample/length_mean": 10 / 5,
-        "sample/truncated": 1 / 5, "sample/equal_rewards": 1 / 2, "judge/missing": 1 / 2, "judge/attempts": 2.0,
-        "judge/completion_tokens": 15.0, "judge/unjudged": 1 / 5,
+        "sample/truncated": 1 / 5, "sample/equal_rewards": 1 / 2, "objective/length_term": 1 / 5,
         "time/generate": 3.0, "time/judge": 2.0, "time/reference": 2.0,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == pytest.approx(expected)
@@ -126,7 +127,13 @@ def test_samples_and_verdicts_are_counted_over_all_completions() -> None:
 
 def test_what_nobody_measured_is_nan_and_not_zero() -> None:
     found = step_metrics([flat_group()], StepStats(), kl_coef=0, lags=[0], episode=1, eps=1, stop_token_ids=())
-    assert math.isnan(found["val/ratio"]) and math.isnan(found["judge/missing"])
+    assert math.isnan(found["val/ratio"]) and math.isnan(found["judge/standard_error"])
+
+
+def test_advantages_that_the_length_turns_are_counted() -> None:
+    found = metrics(group_with_a_hole(), flat_group())
+    # Rewards 1.5 and 2.0 with the terms, 2.0 and 1.5 without: both advantages turn; the flat group's two are 0.
+    assert found["objective/sign_flips"] == pytest.approx(2 / 4)
 
 
 VALUES = st.lists(st.floats(-100, 100), max_size=6)
