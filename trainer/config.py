@@ -144,6 +144,11 @@ class RunSettings(RolloutSettings, CheckSettings):
         return self.max_tokens_per_microbatch or self.max_model_len
 
     @property
+    def checks_judge(self) -> bool:
+        """Whether the judge is checked before the first step: once a run, and not again when it is resumed."""
+        return self.judge_check and self.resume_from_checkpoint is None
+
+    @property
     def skip_push(self) -> bool:
         """A test's switch: pushes after the first move only the label."""
         return os.environ.get(SKIP_PUSH_ENV) == "1"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reward_server.preferences import DataSettings, load_rows, turns_in
+from reward_server.preferences import DataSettings, PreferencePair, load_pairs, load_rows, turns_in
+from trainer.config import RunSettings
 from wire.errors import ConfigError
 
 COLUMNS = ("context", "language")
@@ -25,3 +26,18 @@ def load_conversations(settings: DataSettings, split: str) -> list[Conversation]
     if not conversations:
         raise ConfigError(f"{where} holds no conversation that ends in a user turn")
     return conversations
+
+
+def pairs_to_check_judge(settings: RunSettings) -> list[PreferencePair]:
+    """The preference pairs on which the judge is checked; none where it is not.
+
+    Raises:
+        ConfigError: the data set holds none.
+    """
+    if not settings.checks_judge:
+        return []
+    try:
+        return load_pairs(settings, settings.eval_split)[0]
+    except ConfigError as error:
+        remedy = "the judge is checked on such pairs; --judge_check false leaves that out"
+        raise ConfigError(f"{error}; {remedy}") from error

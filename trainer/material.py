@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from reward_server.preferences import PreferencePair
 from trainer.config import RunSettings
-from trainer.dataset import load_conversations
+from trainer.dataset import load_conversations, pairs_to_check_judge
 from trainer.evaluate import Truth, load_truth
 from trainer.prompts import Prompt, PromptRenderer
 from wire.errors import ConfigError
@@ -16,13 +17,15 @@ from wire.errors import ConfigError
 
 @dataclass
 class Material:
-    """`stop_token_ids` end a completion; `truth` is None where the true score is not known."""
+    """`stop_token_ids` end a completion; `truth` is None where the true score is not known; the judge is checked on
+    `pairs`, if there are any."""
 
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
     prompts: list[Prompt]
     held_out: list[Prompt]
     truth: Truth | None
+    pairs: list[PreferencePair]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """A completion's text for the judge, without special tokens."""
@@ -50,6 +53,7 @@ def load_material(settings: RunSettings, say: Callable[[str], None]) -> Material
         prompts=prompts,
         held_out=held_out[: settings.num_eval_prompts],
         truth=load_truth(settings.truth_function),
+        pairs=pairs_to_check_judge(settings),
     )
 
 

@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 from trainer.config import RunSettings
-from trainer.dataset import load_conversations
+from trainer.dataset import load_conversations, pairs_to_check_judge
 from trainer.evaluate import load_truth
 from wire.engine import resolve_device
 from wire.errors import ConfigError
@@ -34,6 +34,7 @@ def check_environment(settings: RunSettings) -> list[str]:
         load_conversations(settings, settings.dataset_split)
         if settings.num_eval_prompts:
             load_conversations(settings, settings.eval_split)
+        pairs_to_check_judge(settings)
     for url in [*settings.rollout_urls, *filter(None, [settings.reward_url])]:
         check_url(url)
     if settings.device == "cuda" and not Path("/dev/nvidiactl").exists():

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from reward_server.check import check_judge
 from rollout_server.client import RolloutClient, Sampling
 from trainer.checkpoint import Checkpoints
 from trainer.collect import Collector
@@ -25,13 +26,16 @@ from wire.generation import PolicyVersion
 
 
 async def run(settings: RunSettings, material: Material, token: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Start or join the services, train, and stop what was started; returns the summary.
+    """Start or join the services, check the judge, train, and stop what was started; returns the summary.
 
     Raises:
+        ConfigError: the judge is not fit.
         ServiceError: a part failed; the message carries its last words.
     """
     started = time.monotonic()
     async with running_services(settings, token, say) as services:
+        if material.pairs:
+            await check_judge(services.judge, settings, material.pairs, say)
         watch = asyncio.create_task(services.watch())
         observe = asyncio.create_task(services.observe())
         work = asyncio.create_task(Run(settings, material, token, services, say).go(started))

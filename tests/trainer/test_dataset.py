@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from trainer.config import RunSettings
-from trainer.dataset import Conversation, load_conversations
+from trainer.dataset import Conversation, load_conversations, pairs_to_check_judge
 from wire.errors import ConfigError
 
 USER = {"role": "user", "content": "hello"}
@@ -136,3 +136,15 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path, load: Load, name: str
     with pytest.raises(ConfigError, match=rf"{name} cannot be read as (json|parquet)|has no column") as error:
         load()
     assert "\n" not in str(error.value)
+
+
+def test_a_data_set_without_preferences_is_refused_with_the_way_out(folder: Path) -> None:
+    write(folder / "preference" / "validation.jsonl", [row(USER)])
+    settings = RunSettings(device="cpu", dataset_name=str(folder))
+    with pytest.raises(ConfigError, match=r"no column response1.*--judge_check false"):
+        pairs_to_check_judge(settings)
+
+
+@pytest.mark.parametrize("change", [{"judge_check": False}, {"resume_from_checkpoint": "latest"}])
+def test_no_pairs_are_read_where_the_judge_is_not_checked(change: dict[str, Any]) -> None:
+    assert pairs_to_check_judge(RunSettings(device="cpu", dataset_name="./nowhere", **change)) == []

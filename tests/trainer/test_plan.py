@@ -52,6 +52,7 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
         "judge_model_name_or_path": str(model),
         "judge_tensor_parallel_size": 1,
         "dataset_name": str(tmp_path / "data"),
+        "judge_check": False,
         "device": "cpu",
         "output_dir": str(tmp_path / "run"),
         "max_prompt_length": 64,
