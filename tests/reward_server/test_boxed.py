@@ -149,12 +149,12 @@ def test_half_a_section_two_boxes_or_another_section_are_refused_for_one_respons
 )
 @pytest.mark.parametrize("end", ["", SCORES_END, f"{SCORES_BEGIN}\\boxed{{4, 9}}{SCORES_END}"])
 def test_a_hostile_output_is_refused_in_linear_time(piece, end):
-    started = time.monotonic()
+    started = time.process_time()
     for text in (f"</think>{piece * 50_000}", f"</think>{SCORES_BEGIN}{piece * 50_000}{end}"):
         for num_responses in (1, 2):
             with pytest.raises(Unreadable):
                 BOXED.read(f"{text}{RANK_BEGIN}\\boxed{{2}}{RANK_END}" if num_responses == 2 else text, num_responses)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_messages_are_the_turns_and_the_responses_without_reasoning():

@@ -125,7 +125,7 @@ def test_ordinary_text_stays_as_it_is(text):
      "#### \n", "\\", "\\boxed", '"', '" ', '"score_1', '"score_1" ', "[/ ", *LITERAL],
 )  # fmt: skip
 def test_a_hostile_response_is_made_harmless_in_linear_time(piece):
-    started = time.monotonic()
+    started = time.process_time()
     neutral(piece * 100_000)
     neutral(piece + piece[-1] * 500_000)
-    assert time.monotonic() - started < 4
+    assert time.process_time() - started < 4
