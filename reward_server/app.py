@@ -147,6 +147,8 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
             return {"prompt": await judge.render(order.conversation, order.responses)}
         except ServiceError as error:
             raise HTTPException(422, str(error)) from error
+        except TimeoutError as error:
+            raise HTTPException(503, "no GenRM server answers") from error
 
 
 def _add_pool(app: FastAPI, settings: RewardSettings, pool: Pool, started: Started) -> None:

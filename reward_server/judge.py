@@ -210,6 +210,7 @@ class Judge:
 
         Raises:
             ServiceError: the dialect has no form for the conversation, or the template fails on it; the message says.
+            TimeoutError: no server answered within `RENDER_TIMEOUT_S` seconds.
         """
         try:
             messages = self._dialect.messages(conversation, responses).messages
@@ -220,11 +221,8 @@ class Judge:
         return (await self._call("/detokenize", {"model": model, "tokens": tokens.tokens}, _Prompt)).prompt
 
     async def _call(self, path: str, message: object, answer: type[T]) -> T:
-        try:
-            async with asyncio.timeout(RENDER_TIMEOUT_S):
-                reply = await self._pool.post(path, message, 0, PooledCall())
-        except TimeoutError:
-            raise ServiceError(f"no GenRM server answered {path} within {RENDER_TIMEOUT_S:.0f} s") from None
+        async with asyncio.timeout(RENDER_TIMEOUT_S):
+            reply = await self._pool.post(path, message, 0, PooledCall())
         if reply.status != 200:
             raise ServiceError(f"the GenRM server answers {path} with HTTP {reply.status}: {reply.text[:500]}")
         return msgspec.json.decode(reply.body, type=answer)

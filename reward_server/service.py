@@ -17,9 +17,7 @@ from reward_server.scheme import Scheme
 from wire.process import ServerProcess, free_port, url_of
 from wire.token import read_or_create_token, read_token
 
-CLIENT_MARGIN_S = (
-    30.0  # the service's own deadlines come first, so that it can say why there is no verdict, or no GenRM
-)
+CLIENT_MARGIN_S = 30.0  # the service's own deadline comes first, so that it can say why a verdict is missing
 STOP_GRACE_S = 30.0  # the service ends its own GenRM servers first; killed before that, it would leave them behind
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from reward_server.client import RewardClient
-from reward_server.config import RewardSettings
 from reward_server.placement import place_reward_service
 from reward_server.scheme import Scheme
+from reward_server.service import CLIENT_MARGIN_S, service_flags
 from rollout_server.fleet import Fleet
 from rollout_server.placement import place_replicas
 from trainer.config import RunSettings
@@ -20,7 +20,6 @@ from trainer.ranks import Learner
 from wire.engine import resolve_device
 from wire.errors import ServiceError
 
-CLIENT_MARGIN_S = 30.0  # the service's own deadline comes first, so that it can say why a verdict is missing
 WATCH_INTERVAL_S = 2.0
 OBSERVE_INTERVAL_S = 5.0
 
@@ -131,7 +130,7 @@ async def _all_or_none(*parts: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -
 def _place_judge(settings: RunSettings) -> Any:
     is_cuda = resolve_device(settings.device) == "cuda"
     return place_reward_service(
-        reward_argv(settings),
+        service_flags(settings),
         num_gpus=settings.judge_servers * settings.judge_tensor_parallel_size if is_cuda else 0,
         resources={"reward": 1},
         bind_address=settings.bind_address,
@@ -139,13 +138,3 @@ def _place_judge(settings: RunSettings) -> Any:
         startup_timeout_s=settings.startup_timeout_s,
     )
 
-
-def reward_argv(settings: RunSettings) -> list[str]:
-    """The reward settings of a run as flags of `reward_server.main`; its host chooses address, port and logs."""
-    chosen_by_host = {"bind_address", "reward_port", "log_dir", "startup_timeout_s", "reward_url"}
-    argv = []
-    for name in (setting.name for setting in fields(RewardSettings)):
-        value = getattr(settings, name)
-        if name not in chosen_by_host and value not in (None, []):
-            argv += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return argv
