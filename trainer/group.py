@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.batch import Sample
 from trainer.prompts import Prompt
-from trainer.rloo import leave_one_out
+from trainer.stats import Moments
 from wire.generation import Completion, PolicyVersion
 from wire.judgement import GroupVerdict
 
@@ -19,7 +19,9 @@ class Group:
     `kl_K`: sum over tokens of log pi - log pi_ref; `entropy_K`: sum of -log pi of the sampled tokens (nats, by the
     learner's own log-probs). `scores_K` (after the missing-EOS penalty) and `rewards_K` are None where the judge's
     score is missing. `seconds` is the wall time of each stage: generate, judge (from the last
-    completion on), reference.
+    completion on), reference. `gap`: learner's minus replica's log-prob (nats) of each token; `fresh_gap`: of the
+    tokens that were written by the very weights the learner held when it measured them. `advantages_K` is given when
+    the step is put together (`trainer.advantages`); None: not trained on.
     """
 
     prompt: Prompt
@@ -31,11 +33,9 @@ class Group:
     kl_K: Sequence[float]
     entropy_K: Sequence[float]
     seconds: Mapping[str, float]
-
-    @property
-    def advantages_K(self) -> list[float | None]:
-        """Leave-one-out advantages over the completions that have a reward."""
-        return leave_one_out(self.rewards_K)
+    gap: Moments = field(default_factory=Moments)
+    fresh_gap: Moments = field(default_factory=Moments)
+    advantages_K: Sequence[float | None] = ()
 
     @property
     def oldest_version(self) -> PolicyVersion:

@@ -23,6 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from rollout_server.rendezvous import store_on
 from trainer.batch import MicroBatch, MiniBatch, Sample
 from trainer.config import RunSettings
+from trainer.head import compute_head_in_fp32
 from trainer.logprobs import Packed, PolicyScorer, to_tensors
 from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
 from trainer.out_of_memory import memory_guard
@@ -104,6 +105,8 @@ class LearnerRank:
             attn_implementation=attention,
         )
         disable_dropout_in_model(model)
+        if settings.fp32_lm_head:
+            compute_head_in_fp32(model)
         return model
 
     def _build_engine(self, config: dict[str, Any]) -> Any:
@@ -205,18 +208,20 @@ class LearnerRank:
     ) -> tuple[torch.Tensor, StepStats]:
         if packed.segment_M.numel() == 0:
             return new_M.sum(), StepStats()
-        cap = self._settings.importance_weight_cap
-        weight_M = importance_weights(old_M, packed.sampled_M, cap)
+        settings, sampled_M, segment_M = self._settings, packed.sampled_M, packed.segment_M
+        weights = importance_weights(
+            old_M, sampled_M, segment_M, kind=settings.importance_weights, cap=settings.importance_weight_cap
+        )
         result = policy_loss(
             new_M,
             old_M,
-            weight_M,
-            packed.segment_M,
+            weights.weight_T,
+            segment_M,
             packed.advantage_N,
             denominator=denominator,
-            cliprange=self._settings.cliprange,
+            cliprange=settings.cliprange,
         )
-        difference_M = old_M - packed.sampled_M
+        difference_M = old_M - sampled_M
         ratio_M = difference_M.exp()
         outside_M = ((ratio_M < 0.9) | (ratio_M > 1.1)).float()
         return result.loss, StepStats(
@@ -224,7 +229,8 @@ class LearnerRank:
             ratio=Moments.of((new_M.detach() - old_M).exp().tolist()),
             logp_diff=Moments.of(difference_M.tolist()),
             ratio_outside=Moments.of(outside_M.tolist()),
-            weight_capped=Moments.of((ratio_M > cap).float().tolist()),
+            weight=Moments.of(weights.weight_T.tolist()),
+            weight_capped=Moments.of(weights.capped_T.float().tolist()),
             approx_kl=Moments.of((0.5 * result.log_ratio_N.square()).tolist()),
             clipped=Moments.of(result.clipped_N.float().tolist()),
             loss=float(result.loss.detach()),

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from trainer.advantages import step_advantages
 from trainer.batch import MiniBatch, build_batch
 from trainer.config import RunSettings
 from trainer.group import Group
@@ -52,6 +53,7 @@ async def train(
     version: PolicyVersion,
     prompts: PromptStream,
     collect: Callable[[Prompt], Awaitable[Group]],
+    inspect: Callable[[Sequence[Group]], None],
     learner: Stepper,
     publish: Callable[[PolicyVersion], Awaitable[None]],
     checkpoint: Callable[[PolicyVersion, int], Awaitable[None]],
@@ -64,6 +66,7 @@ async def train(
         version: the version the learner holds, already live on every replica.
         prompts: the stream, at the first prompt that no finished step has used.
         collect: one group's whole way; starts as soon as the prompt is admitted.
+        inspect: looks at a step's groups before they are trained on; raises to end the run.
         learner: takes the steps.
         publish: makes a version live on every replica.
         checkpoint: called after each step with the version and the next prompt's place; decides whether to save.
@@ -78,6 +81,8 @@ async def train(
             with journal.timed("wait"):
                 groups = await pipeline.take(settings.prompts_per_step)
             lags = [_lag(group, version, settings.max_lag) for group in groups]
+            inspect(groups)
+            groups = step_advantages(groups, settings)
             batch = build_batch(
                 [sample for group in groups for sample in group.samples()],
                 num_ranks=learner.num_ranks,

@@ -34,6 +34,7 @@ def group(score: float | None = 4.0) -> Group:
         kl_K=[0.5, 0.25],
         entropy_K=[1.0, 2.0],
         seconds={"generate": 1.0, "judge": 2.0, "reference": 0.5},
+        advantages_K=[None, None] if score is None else [score - 2.0, 2.0 - score],
     )
 
 

@@ -25,6 +25,8 @@ class World:
         self.settings, self.stamp_behind = settings, stamp_behind
         self.events: list[str] = []
         self.lags: list[int] = []
+        self.advantages: list[float] = []
+        self.refuses_at: int | None = None
         self.live = PolicyVersion(0, 0)
         self.num_ranks = 1
 
@@ -38,8 +40,14 @@ class World:
         zeros = [0.0] * len(scores)
         return Group(prompt, completions, ["x"] * len(scores), verdict, scores, scores, zeros, zeros, {})
 
+    def inspect(self, groups: Sequence[Group]) -> None:
+        self.events.append(f"inspect {[group.prompt.occurrence for group in groups]}")
+        if self.refuses_at == self.live.step:
+            raise ServiceError("something is wrong with these")
+
     async def step(self, batch: Sequence[Sequence[Any]]) -> StepStats:
         self.events.append(f"step {sum(part.denominator for part in batch[0])}")
+        self.advantages += [s.advantage for part in batch[0] for samples in part.micro_batches for s in samples]
         return StepStats()
 
     async def publish(self, version: PolicyVersion) -> None:
@@ -85,6 +93,7 @@ async def run(world: World) -> PolicyVersion:
         version=world.live,
         prompts=prompts,
         collect=world.collect,
+        inspect=world.inspect,
         learner=world,
         publish=world.publish,
         checkpoint=world.checkpoint,
@@ -92,12 +101,13 @@ async def run(world: World) -> PolicyVersion:
     )
 
 
-async def test_on_policy_the_order_is_collect_step_publish_record_checkpoint() -> None:
+async def test_on_policy_the_order_is_collect_inspect_step_publish_record_checkpoint() -> None:
     world = World(settings_for(max_lag=0))
     assert await run(world) == PolicyVersion(0, 3)
-    assert world.events[:7] == [
+    assert world.events[:8] == [
         "collect 0",
         "collect 1",
+        "inspect [0, 1]",
         "step 4",
         "publish 0.1",
         "record 0.1 [0, 1]",
@@ -119,3 +129,19 @@ async def test_lag_never_exceeds_max_lag_and_groups_are_trained_on_in_order(max_
 async def test_a_completion_older_than_max_lag_ends_the_run() -> None:
     with pytest.raises(ServiceError, match="must not train on with max_lag 0"):
         await run(World(settings_for(max_lag=0), stamp_behind=1))
+
+
+async def test_what_is_trained_on_has_its_advantage_over_the_others() -> None:
+    world = World(settings_for(max_lag=0))
+    await run(world)
+    assert sorted(world.advantages) == [-1.0] * 6 + [1.0] * 6  # scores 1 and 2, two groups, three steps
+
+
+async def test_groups_that_inspection_refuses_are_not_trained_on() -> None:
+    world = World(settings_for(max_lag=0))
+    world.refuses_at = 1
+    with pytest.raises(ServiceError, match="something is wrong"):
+        await run(world)
+    assert [event for event in world.events if event.startswith(("inspect", "step"))] == [
+        "inspect [0, 1]", "step 4", "inspect [2, 3]"
+    ]  # fmt: skip
