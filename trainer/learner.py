@@ -16,14 +16,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from rollout_server.rendezvous import store_on
+from trainer.attention import PER_SEQUENCE, is_plain_causal
 from trainer.batch import MicroBatch, MiniBatch, Sample
 from trainer.config import RunSettings
-from trainer.head import compute_head_in_fp32
 from trainer.logprobs import Packed, PolicyScorer, to_tensors
 from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
 from trainer.out_of_memory import memory_guard
@@ -94,27 +94,31 @@ class LearnerRank:
         dist.init_process_group(backend, store=store, rank=self._rank, world_size=world_size, timeout=timeout)
         deepspeed.init_distributed(backend, dist_init_required=False)
 
-    def _load_model(self) -> Any:
+    def _load_scorer(self) -> PolicyScorer:
         settings = self._settings
-        has_flash = self._is_cuda and importlib.util.find_spec("flash_attn") is not None
-        attention = settings.attn_implementation or ("flash_attention_2" if has_flash else "sdpa")
         model = AutoModelForCausalLM.from_pretrained(
             settings.model_name_or_path,
             revision=settings.model_revision or "main",
             dtype=self._dtype,
-            attn_implementation=attention,
+            attn_implementation=settings.attn_implementation or self._default_attention(),
         )
         disable_dropout_in_model(model)
-        if settings.fp32_lm_head:
-            compute_head_in_fp32(model)
-        return model
+        return PolicyScorer(model, settings.temperature, settings.logprob_chunk_tokens, settings.fp32_lm_head)
+
+    def _default_attention(self) -> str:
+        """The fastest that there is; the last computes attention between the sequences of a pack too and masks it."""
+        if self._is_cuda and importlib.util.find_spec("flash_attn") is not None:
+            return "flash_attention_2"
+        settings = self._settings
+        config = AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision or "main")
+        return PER_SEQUENCE if is_plain_causal(config) else "sdpa"
 
     def _build_engine(self, config: dict[str, Any]) -> Any:
         settings = self._settings
-        policy = self._load_model()
+        scorer = self._load_scorer()
         if settings.gradient_checkpointing:
+            policy: Any = scorer.policy
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        scorer = PolicyScorer(policy, settings.temperature, settings.logprob_chunk_tokens)
         engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=weight_decay_groups(scorer, settings.weight_decay),
@@ -126,7 +130,7 @@ class LearnerRank:
     def _build_reference(self, config: dict[str, Any]) -> Any:
         """The frozen initial policy: sharded like the policy under ZeRO-3, whole otherwise."""
         settings = self._settings
-        reference = PolicyScorer(self._load_model(), settings.temperature, settings.logprob_chunk_tokens)
+        reference = self._load_scorer()
         reference.requires_grad_(False).eval()
         if config["zero_optimization"]["stage"] != 3:
             return reference.to(self._device)
@@ -156,8 +160,8 @@ class LearnerRank:
 
     def _score_both(self, samples: list[Sample]) -> list[tuple[list[float], list[float]]]:
         packed = to_tensors(samples, self._device)
-        own = self._engine(packed)[0]
-        reference = self._reference(packed)[0] if self._reference is not None else own
+        own = self._engine(packed, with_entropy=False)[0]
+        reference = self._reference(packed, with_entropy=False)[0] if self._reference is not None else own
         lengths = [len(sample.completion_ids) for sample in samples]
         if not samples:
             return []
@@ -181,7 +185,10 @@ class LearnerRank:
             return None
         with torch.no_grad():
             return [
-                [self._engine(to_tensors(samples, self._device))[0] for samples in mini_batch.micro_batches]
+                [
+                    self._engine(to_tensors(samples, self._device), with_entropy=False)[0]
+                    for samples in mini_batch.micro_batches
+                ]
                 for mini_batch in mini_batches
             ]
 
