@@ -23,6 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from rollout_server.rendezvous import store_on
 from trainer.attention import PER_SEQUENCE, is_plain_causal
 from trainer.batch import MicroBatch, MiniBatch, Sample
+from trainer.buffers import restore_buffers
 from trainer.config import RunSettings
 from trainer.logprobs import Packed, PolicyScorer, to_tensors
 from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
@@ -103,6 +104,7 @@ class LearnerRank:
             attn_implementation=settings.attn_implementation or self._default_attention(),
         )
         disable_dropout_in_model(model)
+        restore_buffers(model)
         return PolicyScorer(model, settings.temperature, settings.logprob_chunk_tokens, settings.fp32_lm_head)
 
     def _default_attention(self) -> str:

@@ -108,8 +108,6 @@ def learner_memory(shape: ModelShape, settings: RunSettings, zero: dict[str, Any
     activations = kept + working if settings.gradient_checkpointing else working * shape.num_layers
     # Logits in fp32, their exponentials and their gradient.
     chunk = 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocab_size
-    if settings.fp32_lm_head and settings.bf16:  # the head's weight in fp32, and its gradient
-        chunk += 2 * 4 * shape.hidden_size * shape.vocab_size
     return LearnerMemory(states, reference, activations, chunk)
 
 
