@@ -27,7 +27,7 @@ from trainer.optimizer import deepspeed_config
 
 BUDGETS = (1, 60, 10_000)  # tokens of a micro-batch: a completion each, a few, all of a rank's
 SGD_RATE, REUSE_RATE, ADAM_RATE = 0.05, 0.003, 1e-3
-DECAY, CAP, CLIP, NORM, TEMPERATURE = 0.1, 1.2, 0.2, 2.0, 0.8
+DECAY, CAP, CLIP, NORM, TEMPERATURE = 0.5, 1.2, 0.2, 2.0, 0.8
 
 Tensors = dict[str, torch.Tensor]
 
