@@ -157,7 +157,6 @@ class Collector:
         self, prompt: Prompt, judged: Judged, logprobs: Sequence[Logprobs], held: PolicyVersion | None
     ) -> Group:
         settings = self._settings
-        gap, fresh_gap = measure_gap(judged.completions, [own for own, _ in logprobs], held)
         kl_K = [sum(own) - sum(reference) for own, reference in logprobs]
         scores_K: list[float | None] = []
         rewards_K: list[float | None] = []
@@ -185,6 +184,5 @@ class Collector:
             kl_K=kl_K,
             entropy_K=[-sum(own) for own, _ in logprobs],
             seconds=judged.seconds,
-            gap=gap,
-            fresh_gap=fresh_gap,
+            gap=measure_gap(judged.completions, [own for own, _ in logprobs], held),
         )

@@ -88,10 +88,10 @@ class RunSettings(RolloutSettings, RewardSettings):
     importance_weight_cap: float = field(default=2.0, metadata={"help": "Truncates an importance weight."})
     max_first_logp_gap: float = field(
         default=0.08,
-        metadata={"help": "Nats. Refuse to train where learner's minus replica's log-prob varies more (std) at first."},
+        metadata={"help": "Nats. Largest std of learner's minus replica's log-prob with which training may start."},
     )
     max_logp_gap: float = field(
-        default=0.15, metadata={"help": "Nats. Stop where it varies more for three steps in a row; inf: never."}
+        default=0.15, metadata={"help": "Nats. The run ends where it is larger for three steps in a row; inf: never."}
     )
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})

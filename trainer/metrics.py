@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from trainer.group import Group
-from trainer.numerics import comparable_gap
+from trainer.numerics import step_gap
 from trainer.stats import Moments, StepStats
 
 
@@ -71,7 +71,7 @@ def step_metrics(
         "sampling/ratio_outside_0.9_1.1": stats.ratio_outside.mean,
         "sampling/weight_capped": stats.weight_capped.mean,
         "sampling/ess": stats.weight.effective_share,
-        "sampling/gap_std": comparable_gap(groups).std,
+        "sampling/gap_std": step_gap(groups).std,
         "sample/lag_mean": _mean(lags),
         "sample/lag_max": max(lags),
         "sample/length_mean": _mean([len(c.token_ids) for c in completions]),

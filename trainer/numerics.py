@@ -2,9 +2,10 @@
 
 gap = learner's log-prob - replica's, in nats, for each token. Two engines that hold the same weights differ by their
 roundings (in bf16, a standard deviation of about 0.05 is usual); a wrong template, temperature, weight or kernel shows
-as a gap long before it shows in the scores. The learner measures in its no-grad pass, which may come some steps after
-the replica wrote: then the gap has lag in it too. So it is kept twice, over all tokens and over the *fresh* ones, those
-that were written by the weights the learner held when it measured. The first batch is fresh: no step was taken yet.
+as a gap long before it shows in the scores. Lag is another matter: where the learner has taken a step since the replica
+wrote, the gap has the step's own change in it, which can exceed every rounding. So only *fresh* tokens are looked at,
+those that were written by the very weights the learner held when it measured, in its no-grad pass. The first batch is
+fresh as a whole, since no step was taken yet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from wire.errors import ServiceError
 from wire.generation import Completion, PolicyVersion
 
 ENOUGH_TOKENS = 256  # fresh tokens of a step that give a standard deviation to within about 5 %
-PATIENCE = 3  # steps in a row above the limit
+PATIENCE = 3  # steps in a row above the limit, of those that have enough
 
 CAUSES = (
     "usual causes: the replica's chat template or tokenizer is not the learner's; another sampling temperature or a "
@@ -28,29 +29,26 @@ CAUSES = (
 
 def measure_gap(
     completions: Sequence[Completion], own_K: Sequence[Sequence[float]], held: PolicyVersion | None
-) -> tuple[Moments, Moments]:
-    """The gap of a group's tokens, (all, fresh).
+) -> Moments:
+    """The gap of a group's fresh tokens.
 
     Args:
         completions: with the replica's log-probs and the versions that wrote them.
         own_K: the learner's log-probs of each.
         held: the version the learner held when it measured; None where that is not known, and nothing counts as fresh.
     """
-    gaps: list[float] = []
     fresh: list[float] = []
     for completion, own in zip(completions, own_K, strict=True):
-        row = [a - b for a, b in zip(own, completion.logprobs, strict=True)]
-        gaps += row
+        gaps = [a - b for a, b in zip(own, completion.logprobs, strict=True)]
         for span in completion.versions:
             if held is not None and span.version == held.label:
-                fresh += row[span.start : span.end]
-    return Moments.of(gaps), Moments.of(fresh)
+                fresh += gaps[span.start : span.end]
+    return Moments.of(fresh)
 
 
-def comparable_gap(groups: Sequence[Group]) -> Moments:
-    """The gap of a step without lag where there are enough fresh tokens to tell, else with it."""
-    fresh = sum((group.fresh_gap for group in groups), Moments())
-    return fresh if fresh.count >= ENOUGH_TOKENS else sum((group.gap for group in groups), Moments())
+def step_gap(groups: Sequence[Group]) -> Moments:
+    """The gap of a step's fresh tokens."""
+    return sum((group.gap for group in groups), Moments())
 
 
 class NumericsGate:
@@ -58,7 +56,8 @@ class NumericsGate:
 
     Args:
         max_first: largest standard deviation of the first batch's gap, in nats.
-        max_later: the same for later batches, which may have lag in it; `PATIENCE` in a row above it end the run.
+        max_later: the same for later batches, of which `PATIENCE` in a row above it end the run; one with too few
+            fresh tokens to tell is passed over.
     """
 
     def __init__(self, max_first: float, max_later: float) -> None:
@@ -72,9 +71,9 @@ class NumericsGate:
         Raises:
             ServiceError: the first batch is above its limit, or this one is the last of `PATIENCE` above theirs.
         """
-        gap = comparable_gap(groups)
+        gap = step_gap(groups)
         first, self._is_first = self._is_first, False
-        if not gap.count:
+        if gap.count < (1 if first else ENOUGH_TOKENS):
             return
         if first:
             if not gap.std <= self._max_first:  # NaN too

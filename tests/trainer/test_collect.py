@@ -148,21 +148,18 @@ async def test_fewer_than_two_completions_that_are_not_masked_drop_the_prompt_to
     assert group.scores_K == [1.0, 2.0, 3.0]  # its numbers stay on record
 
 
-async def test_the_gap_is_over_all_tokens_and_the_fresh_one_over_those_of_the_weights_the_learner_held() -> None:
+async def test_the_gap_is_over_the_tokens_of_the_weights_that_the_learner_held() -> None:
     world = World()
     group = await collector(world)(PROMPT)
     assert (group.gap.count, group.gap.mean) == (6, -0.5)  # own -1, sampled -0.5
-    assert group.fresh_gap == group.gap
     world.learner_version = PolicyVersion(0, 8)
-    group = await collector(world)(PROMPT)
-    assert (group.gap.count, group.fresh_gap.count) == (6, 0)
+    assert (await collector(world)(PROMPT)).gap.count == 0
 
 
-async def test_where_a_step_began_during_the_pass_nothing_counts_as_fresh() -> None:
+async def test_where_a_step_began_during_the_pass_the_gap_is_not_known() -> None:
     world = World()
     world.steps_during_the_pass = 1
-    group = await collector(world)(PROMPT)
-    assert (group.gap.count, group.fresh_gap.count) == (6, 0)
+    assert (await collector(world)(PROMPT)).gap.count == 0
 
 
 async def test_the_judge_reads_a_completion_before_the_last_one_is_written() -> None:

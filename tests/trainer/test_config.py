@@ -76,7 +76,7 @@ def test_the_estimators_options_can_be_given_as_flags() -> None:
     s, _ = parse_settings(RunSettings, ["--device=cpu", *flags], strict_file=True)
     assert (s.importance_weights, s.reward_clip_range, s.normalize_reward) == ("sequence", 2.0, True)
     assert (s.max_logp_gap, s.advantage_clip_range) == (math.inf, None)
-    with pytest.raises(ConfigError, match="importance-weights: invalid choice: .tokens."):
+    with pytest.raises(ConfigError, match="importance-weights: invalid choice: 'tokens'"):
         parse_settings(RunSettings, ["--importance_weights=tokens"], strict_file=True)
 
 

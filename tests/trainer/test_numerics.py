@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from trainer.group import Group
-from trainer.numerics import ENOUGH_TOKENS, PATIENCE, NumericsGate, comparable_gap, measure_gap
+from trainer.numerics import ENOUGH_TOKENS, PATIENCE, NumericsGate, measure_gap
 from trainer.prompts import Prompt
 from trainer.stats import Moments
 from wire.errors import ServiceError
@@ -20,14 +20,14 @@ EMPTY = Group(Prompt(0, (), (1,)), [], [], GroupVerdict(scores=(), verdicts=()),
 V3 = PolicyVersion(0, 3)
 
 
-def gap(std: float, count: int = 2 * ENOUGH_TOKENS) -> Moments:
+def gap(std: float, count: int) -> Moments:
     """Half the tokens one standard deviation above 0, half below."""
     return Moments.of([std, -std] * (count // 2))
 
 
-def groups(std: float, fresh: Moments | None = None) -> list[Group]:
-    """Two groups with a gap of this standard deviation in all tokens, and as many fresh ones or `fresh`."""
-    return [replace(EMPTY, gap=gap(std), fresh_gap=gap(std) if fresh is None else fresh)] * 2
+def groups(std: float, count: int = 2 * ENOUGH_TOKENS) -> list[Group]:
+    """Two groups with a gap of this standard deviation, in `count` tokens each."""
+    return [replace(EMPTY, gap=gap(std, count))] * 2
 
 
 def gate_after(*stds: float) -> NumericsGate:
@@ -64,14 +64,20 @@ def test_one_good_batch_in_between_begins_the_count_anew() -> None:
     gate_after(0.01, *[0.2] * (PATIENCE - 1), 0.1, *[0.2] * (PATIENCE - 1), 0.1)
 
 
-def test_with_enough_fresh_tokens_lag_has_no_say() -> None:
-    fresh = gap(0.02, ENOUGH_TOKENS // 2)  # two groups: just enough
-    gate = NumericsGate(0.08, 0.15)
+def test_a_later_batch_with_too_few_fresh_tokens_tells_nothing_either_way() -> None:
+    too_few, enough = ENOUGH_TOKENS // 2 - 2, ENOUGH_TOKENS // 2  # in each of two groups
+    gate = gate_after(0.01)
     for _ in range(5):
-        gate.check(groups(0.5, fresh), V3)
-    assert comparable_gap(groups(0.5, fresh)).std == pytest.approx(0.02)
-    too_few = gap(0.02, ENOUGH_TOKENS // 2 - 2)
-    assert comparable_gap(groups(0.5, too_few)).std == pytest.approx(0.5)
+        gate.check(groups(0.5, too_few), V3)
+    gate = gate_after(0.01, 0.2, 0.2)
+    gate.check(groups(0.01, too_few), V3)
+    with pytest.raises(ServiceError, match="for 3 steps in a row"):
+        gate.check(groups(0.2, enough), V3)
+
+
+def test_a_first_batch_is_judged_however_few_its_tokens() -> None:
+    with pytest.raises(ServiceError, match="over 4 tokens"):
+        NumericsGate(0.08, 0.15).check(groups(0.2, 2), V3)
 
 
 def test_infinite_limits_let_everything_pass() -> None:
@@ -89,13 +95,12 @@ def completion(logprobs: Sequence[float], *spans: tuple[str, int, int]) -> Compl
     return Completion(0, ids, tuple(logprobs), True, tuple(VersionSpan(*span) for span in spans))
 
 
-def test_the_gap_is_learner_minus_replica_and_fresh_is_what_the_held_version_wrote() -> None:
+def test_the_gap_is_learner_minus_replica_of_what_the_held_version_wrote() -> None:
     completions = [
         completion((-1.0, -1.0, -1.0), ("0.2", 0, 1), ("0.3", 1, 3)),
         completion((-2.0, -2.0), ("1.3", 0, 2)),  # another lineage
     ]
     own = [(-1.5, -0.5, -0.75), (-1.0, -1.0)]
-    everything, fresh = measure_gap(completions, own, V3)
-    assert everything == Moments.of([-0.5, 0.5, 0.25, 1.0, 1.0])
-    assert fresh == Moments.of([0.5, 0.25])
-    assert measure_gap(completions, own, None) == (everything, Moments())
+    assert measure_gap(completions, own, V3) == Moments.of([0.5, 0.25])
+    assert measure_gap(completions, own, PolicyVersion(1, 3)) == Moments.of([1.0, 1.0])
+    assert measure_gap(completions, own, None) == Moments()
