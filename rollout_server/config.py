@@ -24,6 +24,9 @@ class RolloutSettings(ServiceSettings):
         default_factory=list, metadata={"help": "A port for each started replica; free ones by default.", "nargs": "*"}
     )
     rollout_dtype: str = field(default="bfloat16", metadata={"help": "Type of the replicas' weights."})
+    fp32_lm_head: bool = field(
+        default=False, metadata={"help": "Compute logits in fp32 from a lower-precision head, replicas and learner."}
+    )
     rollout_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs (or cores) a replica is split over."})
     rollout_gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU a replica takes."})
     rollout_max_num_seqs: int = field(default=128, metadata={"help": "Completions a replica writes at once."})
@@ -77,6 +80,11 @@ class RolloutSettings(ServiceSettings):
             raise ConfigError(f"replicas ({self.replicas}) with no rollout_urls leaves nobody to write completions")
         if self.rollout_ports and len(self.rollout_ports) != self.replicas:
             raise ConfigError(f"rollout_ports names {len(self.rollout_ports)} ports for {self.replicas} replicas")
+        if self.fp32_lm_head and "--hf-overrides" in self.rollout_extra_args.replace("_", "-"):
+            raise ConfigError(
+                f"fp32_lm_head needs vLLM's --hf-overrides for itself, and rollout_extra_args "
+                f"({self.rollout_extra_args!r}) takes it; leave one of the two out"
+            )
         if self.transfer_backend not in ("nccl", "gloo"):
             raise ConfigError(f"weight_transfer_backend {self.weight_transfer_backend!r} is not among auto, nccl, gloo")
         if self.transfer_backend == "nccl" and resolve_device(self.device) == "cpu":

@@ -28,6 +28,8 @@ def replica_command(settings: RolloutSettings, port: int) -> list[str]:
     extra = ["--load-format", "dummy", "--weight-transfer-config", transfer, "--logprobs-mode", "processed_logprobs"]
     extra += ["--enable-scale-out", "--stream-interval", str(NEVER_STREAM_PARTS), "--enable-prefix-caching"]
     extra += ["--middleware", "rollout_server.gate.WeightGateMiddleware"]
+    if settings.fp32_lm_head:
+        extra += ["--hf-overrides", json.dumps({"head_dtype": "float32"})]
     if settings.model_revision:
         extra += ["--revision", settings.model_revision]
     return vllm_command(

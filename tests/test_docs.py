@@ -25,7 +25,7 @@ PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, RunSettings) for f in fields(cls)}
 OTHER_FLAGS = {
     *("config", "help"),  # of every program of ours
-    *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "api-key"),  # vLLM
+    *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM
     *("head", "node-ip-address", "port", "resources"),  # ray start
     *("logdir", "no-deps"),  # tensorboard, pip
 }

@@ -10,9 +10,11 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from trainer.advantages import takes_part
 from trainer.batch import Sample
 from trainer.config import RunSettings
 from trainer.group import Group
+from trainer.numerics import measure_gap
 from trainer.prompts import Prompt, hash_seed
 from trainer.rloo import assemble_reward
 from trainer.shaping import length_terms
@@ -64,6 +66,7 @@ class Collector:
         rollouts, judge, learner: its three collaborators.
         decode: token ids of a completion -> text for the judge.
         version: the version whose weights are live.
+        learner_version: the version whose weights the learner holds, or is making.
     """
 
     def __init__(
@@ -74,9 +77,10 @@ class Collector:
         learner: Reference,
         decode: Callable[[Sequence[int]], str],
         version: Callable[[], PolicyVersion],
+        learner_version: Callable[[], PolicyVersion],
     ) -> None:
         self._settings, self._rollouts, self._judge, self._learner = settings, rollouts, judge, learner
-        self._decode, self._version = decode, version
+        self._decode, self._version, self._learner_version = decode, version, learner_version
         self.verdicts = VerdictRecord(settings.judge_max_unreadable)  # of training, held-out prompts excluded
         self.num_at: Counter[str] = Counter()  # groups at each stage: who waits for whom
 
@@ -125,24 +129,37 @@ class Collector:
         """The whole group.
 
         Raises:
-            PromptDropped: fewer than two completions have a score.
+            PromptDropped: fewer than two completions have a score (and are not masked, under
+                mask_truncated_completions).
         """
         judged = await self.judged(prompt)
         self.verdicts.note(judged.verdict, [len(completion.token_ids) for completion in judged.completions])
-        num_scores = sum(score is not None for score in judged.verdict.scores)
-        if num_scores < 2:
-            missing = Counter(placed.verdict.missing for placed in judged.verdict.verdicts if placed.verdict.missing)
-            reasons = ", ".join(f"{count} {reason}" for reason, count in missing.items())
-            raise PromptDropped(
-                f"prompt {prompt.occurrence}: {num_scores} of {len(judged.completions)} completions have a score "
-                f"(missing verdicts: {reasons or 'none'})"
-            )
+        self._drop_if_nothing_to_learn(prompt, judged)
         samples = [Sample(prompt.token_ids, c.token_ids, c.logprobs) for c in judged.completions]
+        before = self._learner_version()
         with self._at("the reference pass", judged.seconds, "reference"):
             logprobs = await self._learner.reference(samples)
-        return self._assemble(prompt, judged, logprobs)
+        # If a step began in between, the pass may have come before it or after it.
+        held = before if self._learner_version() == before else None
+        return self._assemble(prompt, judged, logprobs, held)
 
-    def _assemble(self, prompt: Prompt, judged: Judged, logprobs: Sequence[Logprobs]) -> Group:
+    def _drop_if_nothing_to_learn(self, prompt: Prompt, judged: Judged) -> None:
+        completions, scores = judged.completions, judged.verdict.scores
+        if sum(takes_part(c, score, self._settings) for c, score in zip(completions, scores, strict=True)) >= 2:
+            return
+        num_scores = sum(score is not None for score in scores)
+        missing = Counter(placed.verdict.missing for placed in judged.verdict.verdicts if placed.verdict.missing)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in missing.items())
+        num_cut = sum(not c.finished for c in completions)
+        masked = f"; {num_cut} were cut and are masked" if self._settings.mask_truncated_completions else ""
+        raise PromptDropped(
+            f"prompt {prompt.occurrence}: {num_scores} of {len(completions)} completions have a score "
+            f"(missing verdicts: {reasons or 'none'}){masked}"
+        )
+
+    def _assemble(
+        self, prompt: Prompt, judged: Judged, logprobs: Sequence[Logprobs], held: PolicyVersion | None
+    ) -> Group:
         settings = self._settings
         kl_K = [sum(own) - sum(reference) for own, reference in logprobs]
         length_terms_K = self._length_terms(judged)
@@ -174,6 +191,7 @@ class Collector:
             entropy_K=[-sum(own) for own, _ in logprobs],
             length_terms_K=length_terms_K,
             seconds=judged.seconds,
+            gap=measure_gap(judged.completions, [own for own, _ in logprobs], held),
         )
 
     def _length_terms(self, judged: Judged) -> list[float]:

@@ -16,6 +16,7 @@ from rollout_server.config import RolloutSettings
 from wire.errors import ConfigError
 
 SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
+IMPORTANCE_WEIGHTS = ("token", "sequence", "none")
 
 
 @dataclass
@@ -69,8 +70,38 @@ class RunSettings(RolloutSettings, CheckSettings):
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken from the score of a completion that was cut at its length limit."}
     )
+    mask_truncated_completions: bool = field(
+        default=False,
+        metadata={"help": "A completion that was cut has no part in the loss, the baselines and the denominator."},
+    )
     kl_coef: float = field(default=0.01, metadata={"help": "Weight of the KL to the reference policy in the reward."})
-    importance_weight_cap: float = field(default=2.0, metadata={"help": "Truncates the importance weight of a token."})
+    normalize_reward: bool = field(
+        default=False, metadata={"help": "Scores of a step, over all ranks, to mean 0 and standard deviation 1."}
+    )
+    reward_clip_range: float | None = field(
+        default=None, metadata={"help": "Clips a score to +- this, after its penalty and normalisation."}
+    )
+    normalize_advantage: bool = field(
+        default=False, metadata={"help": "Advantages of a step, over all ranks, to mean 0 and standard deviation 1."}
+    )
+    advantage_clip_range: float | None = field(
+        default=None, metadata={"help": "Clips an advantage to +- this, after normalisation."}
+    )
+    importance_weights: str = field(
+        default="token",
+        metadata={
+            "help": "Learner over replica, for each token, for the whole sequence (one weight a completion), or none.",
+            "choices": list(IMPORTANCE_WEIGHTS),
+        },
+    )
+    importance_weight_cap: float = field(default=2.0, metadata={"help": "Truncates an importance weight."})
+    max_first_logp_gap: float = field(
+        default=0.08,
+        metadata={"help": "Nats. Largest std of learner's minus replica's log-prob with which training may start."},
+    )
+    max_logp_gap: float = field(
+        default=0.15, metadata={"help": "Nats. The run ends where it is larger for three steps in a row; inf: never."}
+    )
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "A Transformers schedule."})
@@ -193,9 +224,17 @@ class RunSettings(RolloutSettings, CheckSettings):
         for name, (bound, value) in at_least.items():
             if not value >= bound:  # NaN too
                 raise ConfigError(f"{name} ({value}) must be at least {bound}")
-        for name in ("learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
+        for name in (
+            "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s",
+            "reward_clip_range", "advantage_clip_range", "max_first_logp_gap", "max_logp_gap",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} ({value}) must be positive")
+        if self.importance_weights not in IMPORTANCE_WEIGHTS:
+            raise ConfigError(
+                f"importance_weights {self.importance_weights!r} is not among {', '.join(IMPORTANCE_WEIGHTS)}"
+            )
         if not 0 <= self.judge_max_unreadable <= 1:
             raise ConfigError(f"judge_max_unreadable ({self.judge_max_unreadable}) is a share: give 0 to 1")
         if self.overlong_cache >= self.response_length:

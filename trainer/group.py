@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.batch import Sample
 from trainer.prompts import Prompt
 from trainer.rloo import leave_one_out
+from trainer.stats import Moments
 from wire.generation import Completion, PolicyVersion
 from wire.judgement import GroupVerdict
 
@@ -18,9 +19,10 @@ class Group:
 
     `kl_K`: sum over tokens of log pi - log pi_ref; `entropy_K`: sum of -log pi of the sampled tokens (nats, by the
     learner's own log-probs). `scores_K` (after the missing-EOS penalty) and `rewards_K` are None where the judge's
-    score is missing. `length_terms_K` are points that the length added to the reward. `seconds` is the
-    wall time of each stage: generate, judge (from the last
-    completion on), reference.
+    score is missing. `length_terms_K` are points that the length added to the reward. `seconds` is the wall time of
+    each stage: generate, judge (from the last completion on), reference. `gap`: learner's minus replica's log-prob (nats) of
+    the tokens that were written by the very weights the learner held when it measured them. `advantages_K` is given
+    when the step is put together (`trainer.advantages`); None: not trained on.
     """
 
     prompt: Prompt
@@ -33,17 +35,14 @@ class Group:
     entropy_K: Sequence[float]
     length_terms_K: Sequence[float]
     seconds: Mapping[str, float]
-
-    @property
-    def advantages_K(self) -> list[float | None]:
-        """Leave-one-out advantages over the completions that have a reward."""
-        return leave_one_out(self.rewards_K)
+    gap: Moments = field(default_factory=Moments)
+    advantages_K: Sequence[float | None] = ()
 
     @property
     def plain_advantages_K(self) -> list[float | None]:
-        """The advantages as they would be without the length terms."""
-        pairs = zip(self.rewards_K, self.length_terms_K, strict=True)
-        return leave_one_out([None if reward is None else reward - term for reward, term in pairs])
+        """Leave-one-out advantages as they would be without the length terms, of those that have an advantage."""
+        rows = zip(self.rewards_K, self.length_terms_K, self.advantages_K, strict=True)
+        return leave_one_out([None if r is None or a is None else r - term for r, term, a in rows])
 
     @property
     def oldest_version(self) -> PolicyVersion:

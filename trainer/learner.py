@@ -16,12 +16,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from rollout_server.rendezvous import store_on
+from trainer.attention import PER_SEQUENCE, is_plain_causal
 from trainer.batch import MicroBatch, MiniBatch, Sample
+from trainer.buffers import restore_buffers
 from trainer.config import RunSettings
 from trainer.logprobs import Packed, PolicyScorer, to_tensors
 from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
@@ -93,25 +95,32 @@ class LearnerRank:
         dist.init_process_group(backend, store=store, rank=self._rank, world_size=world_size, timeout=timeout)
         deepspeed.init_distributed(backend, dist_init_required=False)
 
-    def _load_model(self) -> Any:
+    def _load_scorer(self) -> PolicyScorer:
         settings = self._settings
-        has_flash = self._is_cuda and importlib.util.find_spec("flash_attn") is not None
-        attention = settings.attn_implementation or ("flash_attention_2" if has_flash else "sdpa")
         model = AutoModelForCausalLM.from_pretrained(
             settings.model_name_or_path,
             revision=settings.model_revision or "main",
             dtype=self._dtype,
-            attn_implementation=attention,
+            attn_implementation=settings.attn_implementation or self._default_attention(),
         )
         disable_dropout_in_model(model)
-        return model
+        restore_buffers(model)
+        return PolicyScorer(model, settings.temperature, settings.logprob_chunk_tokens, settings.fp32_lm_head)
+
+    def _default_attention(self) -> str:
+        """The fastest that there is; the last computes attention between the sequences of a pack too and masks it."""
+        if self._is_cuda and importlib.util.find_spec("flash_attn") is not None:
+            return "flash_attention_2"
+        settings = self._settings
+        config = AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision or "main")
+        return PER_SEQUENCE if is_plain_causal(config) else "sdpa"
 
     def _build_engine(self, config: dict[str, Any]) -> Any:
         settings = self._settings
-        policy = self._load_model()
+        scorer = self._load_scorer()
         if settings.gradient_checkpointing:
+            policy: Any = scorer.policy
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        scorer = PolicyScorer(policy, settings.temperature, settings.logprob_chunk_tokens)
         engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=weight_decay_groups(scorer, settings.weight_decay),
@@ -123,7 +132,7 @@ class LearnerRank:
     def _build_reference(self, config: dict[str, Any]) -> Any:
         """The frozen initial policy: sharded like the policy under ZeRO-3, whole otherwise."""
         settings = self._settings
-        reference = PolicyScorer(self._load_model(), settings.temperature, settings.logprob_chunk_tokens)
+        reference = self._load_scorer()
         reference.requires_grad_(False).eval()
         if config["zero_optimization"]["stage"] != 3:
             return reference.to(self._device)
@@ -153,8 +162,8 @@ class LearnerRank:
 
     def _score_both(self, samples: list[Sample]) -> list[tuple[list[float], list[float]]]:
         packed = to_tensors(samples, self._device)
-        own = self._engine(packed)[0]
-        reference = self._reference(packed)[0] if self._reference is not None else own
+        own = self._engine(packed, with_entropy=False)[0]
+        reference = self._reference(packed, with_entropy=False)[0] if self._reference is not None else own
         lengths = [len(sample.completion_ids) for sample in samples]
         if not samples:
             return []
@@ -178,7 +187,10 @@ class LearnerRank:
             return None
         with torch.no_grad():
             return [
-                [self._engine(to_tensors(samples, self._device))[0] for samples in mini_batch.micro_batches]
+                [
+                    self._engine(to_tensors(samples, self._device), with_entropy=False)[0]
+                    for samples in mini_batch.micro_batches
+                ]
                 for mini_batch in mini_batches
             ]
 
@@ -205,18 +217,20 @@ class LearnerRank:
     ) -> tuple[torch.Tensor, StepStats]:
         if packed.segment_M.numel() == 0:
             return new_M.sum(), StepStats()
-        cap = self._settings.importance_weight_cap
-        weight_M = importance_weights(old_M, packed.sampled_M, cap)
+        settings, sampled_M, segment_M = self._settings, packed.sampled_M, packed.segment_M
+        weights = importance_weights(
+            old_M, sampled_M, segment_M, kind=settings.importance_weights, cap=settings.importance_weight_cap
+        )
         result = policy_loss(
             new_M,
             old_M,
-            weight_M,
-            packed.segment_M,
+            weights.weight_T,
+            segment_M,
             packed.advantage_N,
             denominator=denominator,
-            cliprange=self._settings.cliprange,
+            cliprange=settings.cliprange,
         )
-        difference_M = old_M - packed.sampled_M
+        difference_M = old_M - sampled_M
         ratio_M = difference_M.exp()
         outside_M = ((ratio_M < 0.9) | (ratio_M > 1.1)).float()
         return result.loss, StepStats(
@@ -224,7 +238,8 @@ class LearnerRank:
             ratio=Moments.of((new_M.detach() - old_M).exp().tolist()),
             logp_diff=Moments.of(difference_M.tolist()),
             ratio_outside=Moments.of(outside_M.tolist()),
-            weight_capped=Moments.of((ratio_M > cap).float().tolist()),
+            weight=Moments.of(weights.weight_T.tolist()),
+            weight_capped=Moments.of(weights.capped_T.float().tolist()),
             approx_kl=Moments.of((0.5 * result.log_ratio_N.square()).tolist()),
             clipped=Moments.of(result.clipped_N.float().tolist()),
             loss=float(result.loss.detach()),

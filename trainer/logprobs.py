@@ -1,23 +1,26 @@
 """Log-probs of completions, packed: several sequences in one row, without padding and without whole logits.
 
-Symbols: T tokens of the packed row; M completion tokens among them; V vocabulary; H hidden size.
+Symbols: N sequences; T tokens of the packed row; M completion tokens among them; H hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from trainer.attention import PER_SEQUENCE
 from trainer.batch import Sample
+from trainer.head import token_logprobs
 
 
 @dataclass
 class Packed:
-    """A micro-batch as tensors. `source_M[m]` is the row position whose hidden state predicts completion token m."""
+    """A micro-batch as tensors. `source_M[m]` is the row position whose hidden state predicts completion token m;
+    `lengths_N` are the tokens of each sequence, prompt and completion."""
 
     input_ids_1T: Tensor
     position_ids_1T: Tensor
@@ -26,6 +29,7 @@ class Packed:
     segment_M: Tensor
     sampled_M: Tensor
     advantage_N: Tensor
+    lengths_N: list[int]
 
 
 def to_tensors(samples: Sequence[Sample], device: torch.device) -> Packed:
@@ -43,8 +47,9 @@ def to_tensors(samples: Sequence[Sample], device: torch.device) -> Packed:
         positions += range(sample.num_tokens)
         source += range(start - 1, start - 1 + len(sample.completion_ids))  # the token before predicts
         segment += [index] * len(sample.completion_ids)
+    lengths = [sample.num_tokens for sample in samples if sample.num_tokens]
     if not ids:
-        ids, positions = [0, 0], [0, 1]
+        ids, positions, lengths = [0, 0], [0, 1], [2]
 
     def integers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -60,6 +65,7 @@ def to_tensors(samples: Sequence[Sample], device: torch.device) -> Packed:
         segment_M=integers(segment),
         sampled_M=floats([value for sample in samples for value in sample.sampled_logprobs]),
         advantage_N=floats([sample.advantage for sample in samples]),
+        lengths_N=lengths,
     )
 
 
@@ -69,55 +75,54 @@ class PolicyScorer(nn.Module):
     Args:
         policy: a Transformers causal LM.
         temperature: the sampling temperature; logits are divided by it, as the replicas do.
-        chunk_tokens: tokens whose [chunk, V] logits exist at once, in the forward and in the backward pass.
+        chunk_tokens: at most this many tokens x vocabulary logits exist at once, forward and backward.
+        fp32_head: multiply hidden states and head weight in fp32.
+
+    Raises:
+        ValueError: the output layer has a bias, which no score here would contain.
     """
 
-    def __init__(self, policy: nn.Module, temperature: float, chunk_tokens: int) -> None:
+    def __init__(self, policy: nn.Module, temperature: float, chunk_tokens: int, fp32_head: bool = False) -> None:
         super().__init__()
         self.policy = policy
-        self.temperature, self.chunk_tokens = temperature, chunk_tokens
+        self.temperature, self.chunk_tokens, self.fp32_head = temperature, chunk_tokens, fp32_head
+        if getattr(self._head(), "bias", None) is not None:
+            raise ValueError("the policy's output layer has a bias; only a plain matrix is supported")
 
-    def forward(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """(logprobs_M, entropy_M) in fp32; the entropy carries no gradient.
+    def forward(self, packed: Packed, *, with_entropy: bool = True) -> tuple[Tensor, Tensor]:
+        """(logprobs_M, entropy_M) in fp32; the entropy carries no gradient, and is empty without `with_entropy`.
 
         `attention_mask=None` with `use_cache=False` is what makes Transformers read the restarts of the positions as
         borders between sequences; with a cache or a mask the completions would silently see each other.
         """
         decoder: nn.Module = self.policy.get_decoder()  # type: ignore[operator]  # a method of Transformers' models
+        borders = {"sequence_lengths": packed.lengths_N} if self._is_per_sequence else {}
         hidden_TH = decoder(
             input_ids=packed.input_ids_1T,
             position_ids=packed.position_ids_1T,
             attention_mask=None,
             use_cache=False,
+            **borders,
         ).last_hidden_state[0]
+        # Under ZeRO-3 the access gathers the weight and keeps it for this module's backward pass too.
+        weight_VH = self._head().weight
         if packed.source_M.numel() == 0:
             # Every parameter must take part on every rank, or ZeRO's gradient reduction waits for it.
-            nothing = (self._head(hidden_TH[:1]) * 0).float().sum()
+            nothing = ((hidden_TH[0] @ weight_VH[0]) * 0).float()
             return nothing + hidden_TH.new_zeros(0, dtype=torch.float32), hidden_TH.new_zeros(0, dtype=torch.float32)
-        hidden_MH = hidden_TH[packed.source_M]
-        pieces = [
-            self._chunk(hidden_CH, target_C)
-            for hidden_CH, target_C in zip(
-                hidden_MH.split(self.chunk_tokens), packed.target_M.split(self.chunk_tokens), strict=True
-            )
-        ]
-        # Detached here: a checkpoint marks every output as one that needs a gradient.
-        return torch.cat([logprobs for logprobs, _ in pieces]), torch.cat([entropy for _, entropy in pieces]).detach()
+        return token_logprobs(
+            hidden_TH[packed.source_M],
+            weight_VH,
+            packed.target_M,
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+            with_entropy=with_entropy,
+            in_fp32=self.fp32_head,
+        )
 
-    def _chunk(self, hidden_CH: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and hidden_CH.requires_grad:
-            # Reentrant: under ZeRO-3 the other kind compares a gathered weight's shape with its partitioned one.
-            return checkpoint(self._score, hidden_CH, target_C, use_reentrant=True)
-        return self._score(hidden_CH, target_C)
+    @property
+    def _is_per_sequence(self) -> bool:
+        return bool(self.policy.config._attn_implementation == PER_SEQUENCE)  # type: ignore[union-attr]
 
-    def _head(self, hidden_CH: Tensor) -> Tensor:
-        head: nn.Module = self.policy.get_output_embeddings()  # type: ignore[operator]
-        return head(hidden_CH)
-
-    def _score(self, hidden_CH: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = self._head(hidden_CH).float() / self.temperature
-        log_total_C = logits_CV.logsumexp(-1)
-        logprobs_C = logits_CV.gather(-1, target_C[:, None])[:, 0] - log_total_C
-        with torch.no_grad():  # H = log Z - sum p x logit
-            mean_logit_C = ((logits_CV - log_total_C[:, None]).exp() * logits_CV).sum(-1)
-        return logprobs_C, log_total_C - mean_logit_C
+    def _head(self) -> Any:
+        return self.policy.get_output_embeddings()  # type: ignore[operator]

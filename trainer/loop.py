@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from trainer.advantages import step_advantages
 from trainer.batch import MiniBatch, build_batch
 from trainer.config import RunSettings
 from trainer.group import Group
@@ -80,8 +81,9 @@ async def train(
         while version.step < settings.num_steps:
             with journal.timed("wait"):
                 groups = await pipeline.take(settings.prompts_per_step)
-            inspect(groups)
             lags = [_lag(group, version, settings.max_lag) for group in groups]
+            inspect(groups)
+            groups = step_advantages(groups, settings)
             batch = build_batch(
                 [sample for group in groups for sample in group.samples()],
                 num_ranks=learner.num_ranks,

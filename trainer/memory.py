@@ -67,12 +67,12 @@ class LearnerMemory:
     model_states: float
     reference: float
     activations: float
-    logprob_chunk: float
+    output_head: float
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.model_states + self.reference + self.activations + self.logprob_chunk
+        return self.model_states + self.reference + self.activations + self.output_head
 
 
 def learner_memory(shape: ModelShape, settings: RunSettings, zero: dict[str, Any]) -> LearnerMemory:
@@ -106,9 +106,11 @@ def learner_memory(shape: ModelShape, settings: RunSettings, zero: dict[str, Any
     working = tokens * (16 * shape.hidden_size + 3 * shape.intermediate_size) * width
     kept = tokens * shape.hidden_size * width * shape.num_layers
     activations = kept + working if settings.gradient_checkpointing else working * shape.num_layers
-    # Logits in fp32, their exponentials and their gradient.
-    chunk = 3 * 4 * min(settings.logprob_chunk_tokens, tokens) * shape.vocab_size
-    return LearnerMemory(states, reference, activations, chunk)
+    # A tile of logits, and the gradient of the head: summed in fp32, then cast to the weights' type.
+    logit_width = 4 if settings.fp32_lm_head else width
+    tile = logit_width * min(settings.logprob_chunk_tokens, tokens) * shape.vocab_size
+    head = tile + (4 + width) * shape.hidden_size * shape.vocab_size
+    return LearnerMemory(states, reference, activations, head)
 
 
 def zero2_states(num_parameters: int, ranks: int, *, offload_optimizer: bool) -> float:

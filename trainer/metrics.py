@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from trainer.group import Group
+from trainer.numerics import step_gap
 from trainer.shaping import flipped_share
 from trainer.stats import Moments, StepStats
 
@@ -69,10 +70,12 @@ def step_metrics(
         "episode": episode,
         "eps": eps,
         "sampling/logp_diff_mean": stats.logp_diff.mean,
-        "sampling/logp_diff_std": stats.logp_diff.variance**0.5,
+        "sampling/logp_diff_std": stats.logp_diff.std,
         "sampling/logp_diff_max": stats.logp_diff.largest,
         "sampling/ratio_outside_0.9_1.1": stats.ratio_outside.mean,
         "sampling/weight_capped": stats.weight_capped.mean,
+        "sampling/ess": stats.weight.effective_share,
+        "sampling/gap_std": step_gap(groups).std,
         "sample/lag_mean": _mean(lags),
         "sample/lag_max": max(lags),
         "sample/length_mean": _mean([len(c.token_ids) for c in completions]),

@@ -51,7 +51,7 @@ class Plan:
             f"{s.rollout_tensor_parallel_size}, weights over {s.transfer_backend}",
             "GPUs             " + ", ".join(f"{name} {count}" for name, count in self.gpus.items()),
             f"learner memory   {m.total / GB:.1f} GB a rank: model states {m.model_states / GB:.1f}, reference "
-            f"{m.reference / GB:.1f}, activations {m.activations / GB:.1f}, log-prob chunk {m.logprob_chunk / GB:.1f}",
+            f"{m.reference / GB:.1f}, activations {m.activations / GB:.1f}, output head {m.output_head / GB:.1f}",
         ]
 
     def setting_lines(self) -> list[str]:

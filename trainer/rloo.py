@@ -10,6 +10,7 @@ Source of the estimator: Ahmadian et al., "Back to Basics", arXiv 2402.14740, eq
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,13 +47,45 @@ def assemble_reward(
     return penalised, penalised - kl_coef * kl
 
 
-def importance_weights(new_T: Tensor, sampled_T: Tensor, cap: float) -> Tensor:
-    """pi(token) / mu(token), truncated at `cap`: corrects for lag and for the engine's numerics.
+def normalise(values: Sequence[float]) -> list[float]:
+    """(value - mean) / (std + 1e-8), std with n - 1 below it, as TRL's RLOOTrainer has it. At least two values."""
+    mean = math.fsum(values) / len(values)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return [(value - mean) / (std + 1e-8) for value in values]
 
-    mu is what the replica sampled from. The weight multiplies a gradient and carries none itself: the cap acts on a
-    detached number, so a capped token still learns.
+
+@dataclass
+class ImportanceWeights:
+    """One entry a token, detached. `capped_T`: whether the weight was truncated."""
+
+    weight_T: Tensor
+    capped_T: Tensor
+
+
+def importance_weights(
+    old_T: Tensor, sampled_T: Tensor, segment_T: Tensor, *, kind: str, cap: float
+) -> ImportanceWeights:
+    """pi_old / mu, truncated at `cap`: corrects for lag and for the engine's numerics.
+
+    The weight multiplies a gradient and carries none itself: the cap acts on a detached number, so a capped token still
+    learns.
+
+    Args:
+        old_T: log-probs under the policy at the start of the step.
+        sampled_T: log-probs under mu, what the replica sampled from.
+        segment_T: completion of each token.
+        kind: `token`, a token's own ratio: biased, of small variance; `sequence`, the product of the ratios of the
+            completion's tokens, the same for each of them: unbiased but for the cap, of large variance; `none`: 1.
+        cap: largest weight.
     """
-    return (new_T.detach() - sampled_T).exp().clamp(max=cap)
+    log_ratio_T = (old_T - sampled_T).detach()
+    if kind == "none":
+        log_ratio_T = torch.zeros_like(log_ratio_T)
+    elif kind == "sequence" and log_ratio_T.numel():
+        log_ratio_N = log_ratio_T.new_zeros(int(segment_T.max()) + 1).index_add(0, segment_T, log_ratio_T)
+        log_ratio_T = log_ratio_N[segment_T]
+    ratio_T = log_ratio_T.exp()
+    return ImportanceWeights(ratio_T.clamp(max=cap), ratio_T > cap)
 
 
 @dataclass
@@ -77,9 +110,10 @@ def policy_loss(
 ) -> PolicyLoss:
     """Clipped sequence-level policy loss, summed over the micro-batch and divided by the step's completions.
 
-    A completion's ratio is exp(sum_t w_t (new_t - old_t)). While new = old it is 1 and its gradient is
-    sum_t w_t grad log pi_t: exactly the truncated-importance RLOO estimator. When a batch is reused the ratio moves and
-    is clipped to 1 +- cliprange as in PPO.
+    A completion's ratio is r = exp(sum_t (new_t - old_t)), and the weight of a token scales that token's part of the
+    gradient: grad r = r sum_t w_t grad log pi_t. While new = old, r is 1 and this is exactly the truncated-importance
+    RLOO estimator. When a batch is reused the ratio moves and is clipped to 1 +- cliprange as in PPO: the clip bounds
+    pi / pi_old, whatever mu was (Hilton et al., arXiv 2110.00641, the decoupled objective).
 
     Args:
         new_T: log-probs under the policy being trained; carry the gradient.
@@ -87,14 +121,15 @@ def policy_loss(
         weight_T: importance weights, detached.
         segment_T: completion of each token, 0..N-1.
         advantage_N: advantages.
-        denominator: completions with a score in the whole optimizer step, over all ranks and micro-batches - not N.
+        denominator: completions with an advantage in the optimizer step, over all ranks and micro-batches - not N.
         cliprange: epsilon.
     """
     zeros = torch.zeros_like(advantage_N)
-    log_ratio_N = zeros.index_add(0, segment_T, weight_T * (new_T - old_T))
+    moved_T = new_T.detach() - old_T
+    # The second term is zero and brings the weighted gradient: a weight inside the ratio would move the clip's bounds.
+    log_ratio_N = zeros.index_add(0, segment_T, moved_T + weight_T * (new_T - new_T.detach()))
     ratio_N = log_ratio_N.exp()
     plain_N = -advantage_N * ratio_N
     clipped_N = -advantage_N * ratio_N.clamp(1 - cliprange, 1 + cliprange)
     loss = torch.maximum(plain_N, clipped_N).sum() / denominator
-    plain_log_ratio_N = zeros.index_add(0, segment_T, (new_T - old_T).detach())
-    return PolicyLoss(loss, ratio_N.detach(), plain_log_ratio_N, (clipped_N > plain_N).detach())
+    return PolicyLoss(loss, ratio_N.detach(), log_ratio_N.detach(), (clipped_N > plain_N).detach())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +16,11 @@ from trainer.checkpoint import Checkpoints
 from trainer.collect import Collector
 from trainer.config import RunSettings
 from trainer.evaluate import HeldOut, evaluate_held_out
+from trainer.group import Group
 from trainer.journal import Journal
 from trainer.loop import train
 from trainer.material import Material
+from trainer.numerics import NumericsGate
 from trainer.prompts import PromptStream
 from trainer.services import Services, running_services
 from wire.errors import ServiceError
@@ -78,7 +80,15 @@ class Run:
         sampling = Sampling(settings.response_length, settings.temperature, material.stop_token_ids)
         fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
         async with RolloutClient(fleet.ready, self._token, sampling, settings.rollout_timeout_s) as rollouts:
-            collector = Collector(settings, rollouts, judge, learner, material.decode, lambda: self._live)
+            collector = Collector(
+                settings,
+                rollouts,
+                judge,
+                learner,
+                material.decode,
+                version=lambda: self._live,
+                learner_version=self._learner_version,
+            )
             stops, waits = material.stop_token_ids, collector.slowest
             journal = Journal(
                 settings,
@@ -113,17 +123,21 @@ class Run:
         await self._services.fleet.publish(self._services.learner, version)
         self._live = version
 
+    def _learner_version(self) -> PolicyVersion:
+        return PolicyVersion(self._done[0].lineage, self._first_step + self._services.learner.num_steps)
+
     async def _train(self, collector: Collector, journal: Journal) -> PolicyVersion:
         version, next_prompt = self._done
         prompts = PromptStream(self._material.prompts, self._settings.seed)
         prompts.seek(next_prompt)
+        gate = NumericsGate(self._settings.max_first_logp_gap, self._settings.max_logp_gap)
         try:
             return await train(
                 self._settings,
                 version=version,
                 prompts=prompts,
                 collect=collector,
-                inspect=lambda _: collector.verdicts.check(),
+                inspect=lambda groups: self._inspect(groups, collector, gate),
                 learner=self._services.learner,
                 publish=self._publish,
                 checkpoint=self._checkpoint,
@@ -133,6 +147,11 @@ class Run:
             with suppress(ServiceError):  # the cause of the end is what must be told
                 await self._save_what_is_done()
             raise
+
+    def _inspect(self, groups: Sequence[Group], collector: Collector, gate: NumericsGate) -> None:
+        """Raises ServiceError where a step's groups must not be trained on."""
+        collector.verdicts.check()
+        gate.check(groups, self._done[0])
 
     async def _checkpoint(self, version: PolicyVersion, next_prompt: int) -> None:
         self._done = (version, next_prompt)

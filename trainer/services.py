@@ -137,4 +137,3 @@ def _place_judge(settings: RunSettings) -> Any:
         log_dir=settings.log_dir,
         startup_timeout_s=settings.startup_timeout_s,
     )
-

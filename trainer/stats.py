@@ -39,21 +39,32 @@ class Moments:
         """Population variance; NaN of nothing."""
         return max(self.squares / self.count - self.mean**2, 0.0) if self.count else math.nan
 
+    @property
+    def std(self) -> float:
+        """Population standard deviation; NaN of nothing."""
+        return self.variance**0.5
+
+    @property
+    def effective_share(self) -> float:
+        """Of weights: Kish's effective sample size, (sum w)^2 / sum w^2, over their number; NaN of nothing."""
+        return self.total**2 / self.squares / self.count if self.squares else math.nan
+
 
 @dataclass
 class StepStats:
     """What one rank saw in one step of the loop; `+` adds ranks up.
 
     Token quantities: `entropy`, `ratio` (new over start-of-step policy), `logp_diff` (learner minus replica, nats),
-    `ratio_outside` (1 where learner over replica leaves 0.9..1.1), `weight_capped`. Completion quantities: `approx_kl`,
-    `clipped`. `loss` is already a share of the step's mean, so ranks add; `grad_norm` and `learning_rate` are equal on
-    all ranks.
+    `ratio_outside` (1 where learner over replica leaves 0.9..1.1), `weight` (importance weights), `weight_capped`.
+    Completion quantities: `approx_kl`, `clipped`. `loss` is already a share of the step's mean, so ranks add;
+    `grad_norm` and `learning_rate` are equal on all ranks.
     """
 
     entropy: Moments = field(default_factory=Moments)
     ratio: Moments = field(default_factory=Moments)
     logp_diff: Moments = field(default_factory=Moments)
     ratio_outside: Moments = field(default_factory=Moments)
+    weight: Moments = field(default_factory=Moments)
     weight_capped: Moments = field(default_factory=Moments)
     approx_kl: Moments = field(default_factory=Moments)
     clipped: Moments = field(default_factory=Moments)
@@ -68,6 +79,7 @@ class StepStats:
             ratio=self.ratio + other.ratio,
             logp_diff=self.logp_diff + other.logp_diff,
             ratio_outside=self.ratio_outside + other.ratio_outside,
+            weight=self.weight + other.weight,
             weight_capped=self.weight_capped + other.weight_capped,
             approx_kl=self.approx_kl + other.approx_kl,
             clipped=self.clipped + other.clipped,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Qwen3Config
 
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import NEVER_STREAM_PARTS, replica_command, replica_process
@@ -70,6 +72,20 @@ def test_the_revision_and_extra_flags_are_handed_on() -> None:
     assert "--revision" not in flags_of(RolloutSettings(device="cpu"))
 
 
+@pytest.mark.filterwarnings("ignore")  # vLLM's own
+@pytest.mark.parametrize(("on", "head"), [(True, "float32"), (False, "bfloat16")])
+def test_a_head_in_fp32_is_what_vllm_understands_by_the_command(tmp_path: Path, on: bool, head: str) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    Qwen3Config(architectures=["Qwen3ForCausalLM"], num_hidden_layers=1).save_pretrained(tmp_path)
+    settings = RolloutSettings(device="cpu", model_name_or_path=str(tmp_path), fp32_lm_head=on, max_prompt_length=64)
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(replica_command(settings, 8000)[3:])
+    config = EngineArgs.from_cli_args(arguments).create_model_config()
+    assert (str(config.dtype), str(config.head_dtype)) == ("torch.bfloat16", f"torch.{head}")
+
+
 def test_a_replicas_process_has_its_port_its_log_and_the_tokens_path(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     (tmp_path / "policy").mkdir()
@@ -118,6 +134,10 @@ def test_the_backend_follows_the_device_unless_it_is_named() -> None:
         ({"transfer_timeout_s": -1.0}, r"transfer_timeout_s \(-1.0\)"),
         ({"transfer_bucket_mib": 0}, r"transfer_bucket_mib \(0\)"),
         ({"startup_timeout_s": 0.0}, r"startup_timeout_s \(0.0\)"),
+        (
+            {"fp32_lm_head": True, "rollout_extra_args": "--hf-overrides '{}'"},
+            r"fp32_lm_head needs vLLM's --hf-overrides for itself, and rollout_extra_args \(.*\) takes it",
+        ),
         ({"bind_address": "localhost"}, "bind_address 'localhost'"),
     ],
 )

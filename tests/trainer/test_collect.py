@@ -31,7 +31,8 @@ class World:
         self.pairing_seeds: list[int] = []
         self.scored: list[Sample] = []
         self.pauses: dict[int, float] = {}
-        self.version = PolicyVersion(0, 7)
+        self.version = self.learner_version = PolicyVersion(0, 7)
+        self.steps_during_the_pass = 0
         self.failure: Exception | None = None
         self.judge_hangs = False
 
@@ -82,6 +83,7 @@ class World:
         self.events.append("reference")
         self.scored += samples
         await asyncio.sleep(0)
+        self.learner_version = PolicyVersion(0, self.learner_version.step + self.steps_during_the_pass)
         return [([-1.0] * len(s.completion_ids), [-3.0] * len(s.completion_ids)) for s in samples]
 
 
@@ -89,7 +91,15 @@ def collector(world: World, **changes: Any) -> Collector:
     settings = RunSettings(
         device="cpu", **{"rloo_k": 3, "kl_coef": 0.1, "missing_eos_penalty": 1.0, "seed": 9, **changes}
     )
-    return Collector(settings, world, world, world, lambda ids: f"text of {len(ids)}", lambda: world.version)
+    return Collector(
+        settings,
+        world,
+        world,
+        world,
+        lambda ids: f"text of {len(ids)}",
+        version=lambda: world.version,
+        learner_version=lambda: world.learner_version,
+    )
 
 
 async def test_a_group_holds_scores_less_penalty_and_rewards_less_kl() -> None:
@@ -101,7 +111,6 @@ async def test_a_group_holds_scores_less_penalty_and_rewards_less_kl() -> None:
     assert group.entropy_K == [1.0, 2.0, 3.0]
     assert group.scores_K == [1.0, 2.0, 3.0]  # the last was cut: 4 - 1
     assert group.rewards_K == pytest.approx([0.8, 1.6, 2.4])
-    assert [sample.advantage for sample in group.samples()] == pytest.approx([-1.2, 0.0, 1.2])
     assert group.oldest_version == PolicyVersion(0, 7)
 
 
@@ -117,9 +126,8 @@ async def test_the_learner_scores_the_completions_as_they_were_sampled() -> None
 
 async def test_a_missing_verdict_stays_missing_and_its_completion_is_not_trained_on() -> None:
     group = await collector(World(scores=(1.0, None, 4.0)))(PROMPT)
-    assert (group.scores_K[1], group.rewards_K[1], group.advantages_K[1]) == (None, None, None)
+    assert (group.scores_K[1], group.rewards_K[1]) == (None, None)
     assert group.kl_K[1] == 4.0
-    assert [len(sample.completion_ids) for sample in group.samples()] == [1, 3]
 
 
 @pytest.mark.parametrize("scores", [(None, None, None), (3.0, None, None)])
@@ -129,6 +137,29 @@ async def test_fewer_than_two_scores_drop_the_prompt_before_the_learner_works_fo
     with pytest.raises(PromptDropped, match=f"prompt 5: {num} of 3 completions have a score"):
         await collector(world)(PROMPT)
     assert "reference" not in world.events
+
+
+async def test_fewer_than_two_completions_that_are_not_masked_drop_the_prompt_too() -> None:
+    world = World(scores=(3.0, None, 4.0))  # the last was cut
+    await collector(world)(PROMPT)
+    with pytest.raises(PromptDropped, match=r"2 of 3 completions have a score .*; 1 were cut and are masked"):
+        await collector(world, mask_truncated_completions=True)(PROMPT)
+    group = await collector(World(), mask_truncated_completions=True)(PROMPT)
+    assert group.scores_K == [1.0, 2.0, 3.0]  # its numbers stay on record
+
+
+async def test_the_gap_is_over_the_tokens_of_the_weights_that_the_learner_held() -> None:
+    world = World()
+    group = await collector(world)(PROMPT)
+    assert (group.gap.count, group.gap.mean) == (6, -0.5)  # own -1, sampled -0.5
+    world.learner_version = PolicyVersion(0, 8)
+    assert (await collector(world)(PROMPT)).gap.count == 0
+
+
+async def test_where_a_step_began_during_the_pass_the_gap_is_not_known() -> None:
+    world = World()
+    world.steps_during_the_pass = 1
+    assert (await collector(world)(PROMPT)).gap.count == 0
 
 
 async def test_the_judge_reads_a_completion_before_the_last_one_is_written() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.config import SKIP_PUSH_ENV, RunSettings
 from wire.errors import ConfigError
+from wire.settings import parse_settings
 
 
 def test_defaults_pass_and_every_field_is_explained() -> None:
@@ -43,6 +45,9 @@ def test_the_defaults_are_those_the_design_promises() -> None:
     assert s.judge_model_name_or_path == "nvidia/Llama-3_3-Nemotron-Super-49B-GenRM-Multilingual"
     assert (s.num_ppo_epochs, s.num_mini_batches, s.bf16, s.gradient_checkpointing) == (1, 1, True, True)
     assert s.missing_eos_penalty is None
+    assert (s.importance_weights, s.mask_truncated_completions, s.fp32_lm_head) == ("token", False, False)
+    assert (s.normalize_reward, s.reward_clip_range) == (s.normalize_advantage, s.advantage_clip_range) == (False, None)
+    assert (s.max_first_logp_gap, s.max_logp_gap) == (0.08, 0.15)
 
 
 @given(*[st.integers(1, 6)] * 6, st.integers(1, 5000))
@@ -64,6 +69,15 @@ def test_steps_cover_the_episodes_and_groups_are_whole(  # the six are the facto
     assert s.prompts_per_step * s.rloo_k == s.completions_per_step
     assert (s.num_steps - 1) * s.completions_per_step < episodes <= s.num_steps * s.completions_per_step
     assert s.optimizer_steps_per_step == epochs * mini_batches
+
+
+def test_the_estimators_options_can_be_given_as_flags() -> None:
+    flags = ["--importance_weights=sequence", "--reward_clip_range=2", "--normalize_reward", "--max_logp_gap=inf"]
+    s, _ = parse_settings(RunSettings, ["--device=cpu", *flags], strict_file=True)
+    assert (s.importance_weights, s.reward_clip_range, s.normalize_reward) == ("sequence", 2.0, True)
+    assert (s.max_logp_gap, s.advantage_clip_range) == (math.inf, None)
+    with pytest.raises(ConfigError, match="importance-weights: invalid choice: 'tokens'"):
+        parse_settings(RunSettings, ["--importance_weights=tokens"], strict_file=True)
 
 
 def test_the_token_budget_is_one_longest_sequence_unless_it_is_given() -> None:
@@ -96,7 +110,10 @@ AT_LEAST_ONE = (
     "logprob_chunk_tokens",
 )  # fmt: skip
 AT_LEAST_ZERO = ("max_lag", "num_eval_prompts", "save_steps", "max_tokens_per_microbatch")
-POSITIVE = ("learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s")
+POSITIVE = (
+    "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s", "reward_clip_range",
+    "advantage_clip_range", "max_first_logp_gap", "max_logp_gap",
+)  # fmt: skip
 RULES: list[tuple[dict[str, Any], str]] = [
     *(({name: 0}, rf"{name} \(0\) must be at least 1") for name in AT_LEAST_ONE),
     *(({name: -1}, rf"{name} \(-1\) must be at least 0") for name in AT_LEAST_ZERO),
@@ -106,6 +123,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"warmup_ratio": 1.5}, r"warmup_ratio \(1.5\) must lie between 0 and 1"),
     ({"warmup_ratio": -0.1}, r"warmup_ratio \(-0.1\)"),
     ({"missing_eos_penalty": -1.0}, r"missing_eos_penalty \(-1.0\) is subtracted; give a positive"),
+    ({"importance_weights": "tokens"}, "importance_weights 'tokens' is not among token, sequence, none"),
     ({"rloo_k": 1}, r"rloo_k \(1\) must be at least 2: the baseline"),
     ({"rloo_k": 0}, r"rloo_k \(0\) must be at least 2"),
     ({"rloo_k": 5}, r"\(2\) x gradient_accumulation_steps \(8\) = 16 completions do not divide by rloo_k \(5\).*"

@@ -35,6 +35,7 @@ def group(score: float | None = 4.0) -> Group:
         entropy_K=[1.0, 2.0],
         length_terms_K=[0.0, 0.0],
         seconds={"generate": 1.0, "judge": 2.0, "reference": 0.5},
+        advantages_K=[None, None] if score is None else [score - 2.0, 2.0 - score],
     )
 
 

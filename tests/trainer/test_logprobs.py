@@ -108,6 +108,14 @@ def test_a_packed_sample_has_the_log_probs_that_it_has_alone(scorer: PolicyScore
         assert torch.allclose(packed, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_training_mode_and_checkpointing_change_no_log_prob(scorer: PolicyScorer, mode: str) -> None:
+    expected = logprobs_of(scorer, *SAMPLES)
+    set_mode(scorer, mode)
+    for one, other in zip(logprobs_of(scorer, *SAMPLES), expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_order_in_a_pack_changes_nothing(scorer: PolicyScorer, mode: str) -> None:
     set_mode(scorer, mode)

@@ -25,8 +25,9 @@ class World:
         self.settings, self.stamp_behind = settings, stamp_behind
         self.events: list[str] = []
         self.lags: list[int] = []
+        self.advantages: list[float] = []
+        self.refuses_at: int | None = None
         self.live = PolicyVersion(0, 0)
-        self.unfit_step = -1
         self.num_ranks = 1
 
     async def collect(self, prompt: Prompt) -> Group:
@@ -41,11 +42,12 @@ class World:
 
     def inspect(self, groups: Sequence[Group]) -> None:
         self.events.append(f"inspect {[group.prompt.occurrence for group in groups]}")
-        if self.unfit_step == self.live.step:
-            raise ServiceError("unfit")
+        if self.refuses_at == self.live.step:
+            raise ServiceError("something is wrong with these")
 
     async def step(self, batch: Sequence[Sequence[Any]]) -> StepStats:
         self.events.append(f"step {sum(part.denominator for part in batch[0])}")
+        self.advantages += [s.advantage for part in batch[0] for samples in part.micro_batches for s in samples]
         return StepStats()
 
     async def publish(self, version: PolicyVersion) -> None:
@@ -124,14 +126,22 @@ async def test_lag_never_exceeds_max_lag_and_groups_are_trained_on_in_order(max_
     assert records == ["record 0.1 [0, 1]", "record 0.2 [2, 3]", "record 0.3 [4, 5]"]
 
 
-async def test_groups_that_are_found_unfit_are_not_trained_on() -> None:
-    world = World(settings_for(max_lag=1))
-    world.unfit_step = 1
-    with pytest.raises(ServiceError, match="unfit"):
-        await run(world)
-    assert [event for event in world.events if event.startswith("step")] == ["step 4"]
-
-
 async def test_a_completion_older_than_max_lag_ends_the_run() -> None:
     with pytest.raises(ServiceError, match="must not train on with max_lag 0"):
         await run(World(settings_for(max_lag=0), stamp_behind=1))
+
+
+async def test_what_is_trained_on_has_its_advantage_over_the_others() -> None:
+    world = World(settings_for(max_lag=0))
+    await run(world)
+    assert sorted(world.advantages) == [-1.0] * 6 + [1.0] * 6  # scores 1 and 2, two groups, three steps
+
+
+async def test_groups_that_inspection_refuses_are_not_trained_on() -> None:
+    world = World(settings_for(max_lag=0))
+    world.refuses_at = 1
+    with pytest.raises(ServiceError, match="something is wrong"):
+        await run(world)
+    assert [event for event in world.events if event.startswith(("inspect", "step"))] == [
+        "inspect [0, 1]", "step 4", "inspect [2, 3]"
+    ]  # fmt: skip

@@ -49,6 +49,7 @@ def group_with_a_hole() -> Group:
         entropy_K=[1.0, 100.0, 3.0],
         length_terms_K=[-0.5, 0.0, 0.5],
         seconds={"generate": 2.0, "judge": 4.0, "reference": 1.0},
+        advantages_K=[-0.5, None, 0.5],
     )
 
 
@@ -65,6 +66,7 @@ def flat_group() -> Group:
         entropy_K=[0.0, 0.0],
         length_terms_K=[0.0, 0.0],
         seconds={"generate": 4.0, "judge": 0.0, "reference": 3.0},
+        advantages_K=[0.0, 0.0],
     )
 
 
@@ -73,6 +75,7 @@ STATS = StepStats(
     ratio=Moments.of([0.5, 1.5]),
     logp_diff=Moments.of([-0.3, 0.1]),
     ratio_outside=Moments.of([1.0, 0.0, 0.0, 0.0]),
+    weight=Moments.of([1.0, 2.0, 0.0]),
     weight_capped=Moments.of([0.0, 1.0]),
     approx_kl=Moments.of([0.25, 0.75]),
     clipped=Moments.of([0.0, 1.0]),
@@ -111,6 +114,7 @@ def test_the_learners_numbers_keep_their_names() -> None:
         "loss/policy_avg": -0.125, "val/ratio": 1.0, "val/ratio_var": 0.25, "lr": 1e-6, "episode": 48, "eps": 2.5,
         "sampling/logp_diff_mean": -0.1, "sampling/logp_diff_std": 0.2, "sampling/logp_diff_max": 0.3,
         "sampling/ratio_outside_0.9_1.1": 0.25, "sampling/weight_capped": 0.5,
+        "sampling/ess": 9 / 5 / 3,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
@@ -128,6 +132,12 @@ def test_samples_are_counted_over_all_completions() -> None:
 def test_what_nobody_measured_is_nan_and_not_zero() -> None:
     found = step_metrics([flat_group()], StepStats(), kl_coef=0, lags=[0], episode=1, eps=1, stop_token_ids=())
     assert math.isnan(found["val/ratio"]) and math.isnan(found["judge/standard_error"])
+    assert math.isnan(found["sampling/ess"]) and math.isnan(found["sampling/gap_std"])
+
+
+def test_the_effective_share_is_1_for_equal_weights_and_1_over_n_for_one_that_outweighs_all() -> None:
+    assert Moments.of([0.7] * 5).effective_share == pytest.approx(1)
+    assert Moments.of([0, 0, 3.0, 0]).effective_share == pytest.approx(1 / 4)
 
 
 def test_advantages_that_the_length_turns_are_counted() -> None:

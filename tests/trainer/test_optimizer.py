@@ -45,11 +45,38 @@ def test_the_schedule_warms_up_over_its_share_of_the_optimizer_steps() -> None:
     assert set(rates[10:]) == {1.0}
 
 
+def test_the_schedule_counts_optimizer_steps_of_all_epochs_and_mini_batches() -> None:
+    settings = RunSettings(
+        device="cpu", total_episodes=320, num_mini_batches=2, num_ppo_epochs=3, learning_rate=1.0, warmup_ratio=0.1,
+        lr_scheduler_type="linear",
+    )  # fmt: skip
+    assert settings.num_steps == 10
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(settings)(optimizer)
+    rates = []
+    for _ in range(60):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:7] == pytest.approx([i / 6 for i in range(7)])
+    assert rates[6:] == pytest.approx([1 - i / 54 for i in range(54)])
+    assert scheduler.get_last_lr() == [0.0]
+
+
 def test_vectors_do_not_decay() -> None:
     matrices, vectors = weight_decay_groups(torch.nn.Linear(3, 2), 0.1)
     assert [p.ndim for p in matrices["params"]] == [2]
     assert [p.ndim for p in vectors["params"]] == [1]
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+
+
+def test_a_matrix_that_zero_3_has_flattened_still_decays() -> None:
+    model = torch.nn.Linear(3, 2)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.ds_shape, parameter.data = shapes[name], torch.empty(0)
+    matrices, vectors = weight_decay_groups(model, 0.1)
+    assert (matrices["params"], vectors["params"]) == ([model.weight], [model.bias])
 
 
 def test_out_of_memory_says_what_to_lower_and_to_what() -> None:
