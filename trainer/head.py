@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.kernels import ChunkedLogProbFunction
 
 WORDS_A_TILE = 2048  # with 1,024 tokens 8 MiB in fp32, which stays in a CPU's cache between the operations on it
 _TOKENS_A_TRITON_TILE = 4096  # fixed in TRL's kernel, which takes the words as an argument
@@ -50,6 +49,8 @@ def token_logprobs(
     if in_fp32:
         hidden_MH = hidden_MH.float()
     if hidden_MH.is_cuda:
+        from trl.kernels import ChunkedLogProbFunction
+
         words = max(1024, chunk_tokens * len(weight_VH) // _TOKENS_A_TRITON_TILE // 1024 * 1024)
         outputs = ("entropy",) if with_entropy else ()
         logprobs_M, entropy_M, *_ = ChunkedLogProbFunction.apply(

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
-from trl.trainer.utils import disable_dropout_in_model
 
 from rollout_server.rendezvous import store_on
 from trainer.attention import PER_SEQUENCE, is_plain_causal
@@ -103,7 +102,9 @@ class LearnerRank:
             dtype=self._dtype,
             attn_implementation=settings.attn_implementation or self._default_attention(),
         )
-        disable_dropout_in_model(model)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):  # else the two passes over a sample would differ by chance
+                module.p = 0.0
         restore_buffers(model)
         return PolicyScorer(model, settings.temperature, settings.logprob_chunk_tokens, settings.fp32_lm_head)
 

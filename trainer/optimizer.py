@@ -12,6 +12,9 @@ from transformers import get_scheduler
 
 from trainer.config import RunSettings
 from trainer.plan import DEFAULT_DEEPSPEED
+from wire.engine import resolve_device
+
+CPU_BUCKET = 1_000_000  # elements
 
 
 def deepspeed_config(settings: RunSettings) -> dict[str, Any]:
@@ -24,19 +27,25 @@ def deepspeed_config(settings: RunSettings) -> dict[str, Any]:
         bf16={"enabled": settings.bf16},
         data_types={"grad_accum_dtype": "fp32"},
     )
+    if resolve_device(settings.device) == "cpu":
+        # Buckets spare a GPU many small messages; here they are a second copy of all gradients. A parameter larger
+        # than the bucket is reduced where it is.
+        config["zero_optimization"]["reduce_bucket_size"] = CPU_BUCKET
     return config
 
 
 def adamw(settings: RunSettings, zero: dict[str, Any], *, is_cuda: bool) -> dict[str, Any]:
-    """The optimizer's section. DeepSpeed's own CPU Adam is built only where a GPU run keeps its states on the host."""
-    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    """The optimizer's section. DeepSpeed's own CPU Adam is built only where a GPU run keeps its states on the host;
+    elsewhere it is PyTorch's, fused: one pass, and no temporary as large as all weights."""
+    is_torch = not (is_cuda and zero.get("offload_optimizer", {}).get("device", "none") != "none")
     return {
         "type": "AdamW",
         "params": {
             "lr": settings.learning_rate,
             "betas": [settings.adam_beta1, settings.adam_beta2],
             "weight_decay": settings.weight_decay,
-            "torch_adam": not (is_cuda and offloaded),
+            "torch_adam": is_torch,
+            **({"fused": True} if is_torch else {}),
         },
     }
 

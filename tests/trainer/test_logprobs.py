@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from trainer.attention import PER_SEQUENCE
 from trainer.batch import Sample
 from trainer.logprobs import PolicyScorer, to_tensors
 
@@ -31,13 +32,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def policy(one_thread: None) -> Iterator[Qwen3ForCausalLM]:
+@pytest.fixture(scope="module", params=["sdpa", PER_SEQUENCE])
+def policy(one_thread: None, request: pytest.FixtureRequest) -> Iterator[Qwen3ForCausalLM]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = Qwen3Config(
             hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            head_dim=16, vocab_size=VOCABULARY, tie_word_embeddings=False, attn_implementation="sdpa",
+            head_dim=16, vocab_size=VOCABULARY, tie_word_embeddings=False, attn_implementation=request.param,
         )  # fmt: skip
         model = Qwen3ForCausalLM(config)
     with torch.no_grad():  # the usual small weights give a flat distribution, in which many mistakes do not show
@@ -69,8 +70,9 @@ def logprobs_of(scorer: PolicyScorer, *samples: Sample) -> list[Tensor]:
 def full_softmax(policy: Qwen3ForCausalLM, sample: Sample, temperature: float) -> tuple[Tensor, Tensor]:
     """(log-probs, entropy) of the completion's tokens, from whole logits of the sequence alone."""
     ids = torch.tensor([[*sample.prompt_ids, *sample.completion_ids]])
+    borders = {"sequence_lengths": [ids.shape[1]]} if policy.config._attn_implementation == PER_SEQUENCE else {}
     with torch.no_grad():
-        logits_TV = policy(input_ids=ids, use_cache=False).logits[0].float() / temperature
+        logits_TV = policy(input_ids=ids, use_cache=False, **borders).logits[0].float() / temperature
     table_MV = logits_TV.log_softmax(-1)[len(sample.prompt_ids) - 1 : -1]
     chosen_M = table_MV.gather(1, torch.tensor(sample.completion_ids)[:, None])[:, 0]
     return chosen_M, -(table_MV.exp() * table_MV).sum(-1)
