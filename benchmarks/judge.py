@@ -56,7 +56,7 @@ from reward_server.config import RewardSettings
 from reward_server.group import judge_group
 from reward_server.instruments import Instruments
 from reward_server.judge import Judge
-from reward_server.main import GC_THRESHOLD
+from reward_server.main import GC_THRESHOLDS
 from reward_server.peer import Peer, Reply, open_session
 from reward_server.pool import Pool, PooledCall
 from reward_server.prefix_cache import PrefixCache
@@ -328,7 +328,7 @@ def _within(part: Any) -> dict[str, float]:
     # As the service does: without it, collections of what was imported would be counted as latency.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
+    gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(bounded())
 
