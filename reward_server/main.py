@@ -34,7 +34,7 @@ from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
 POLL_S = 0.25
-# Objects that come to be, less those that go, between two collections; and how many of these go to one of older objects.
+# Objects that come to be, less those that go, between two collections; and how many of these go to one of older ones.
 # A verdict in flight is about 300 objects, and to go through a thousand verdicts takes 0.2 s.
 GC_THRESHOLDS = 50_000, 20
 LAST_ANSWERS_S = 2  # what is in flight when the service stops may still be answered for so long
