@@ -90,7 +90,6 @@ class Pool:
         token: the run's access token.
         max_in_flight: calls that one server gets at once.
         health_timeout_s: a server that gives no sign for so long is lost.
-        sticky: route by affinity; without it, to the server with the least in flight.
     """
 
     def __init__(
@@ -100,10 +99,9 @@ class Pool:
         *,
         max_in_flight: int,
         health_timeout_s: float = 15.0,
-        sticky: bool = True,
     ) -> None:
         self._session, self._token = session, token
-        self._max_in_flight, self._health_timeout_s, self._sticky = max_in_flight, health_timeout_s, sticky
+        self._max_in_flight, self._health_timeout_s = max_in_flight, health_timeout_s
         self._servers: dict[str, Server] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._waiters: deque[_Waiter] = deque()
@@ -274,8 +272,6 @@ class Pool:
         free = [server for server in fresh or ready if server.in_flight < self._max_in_flight]
         if len(free) < 2:
             return free[0] if free else None
-        if not self._sticky:
-            return min(free, key=lambda server: server.in_flight)
         mean = (1 + sum(server.in_flight for server in ready)) / len(ready)
         bound = max(LEAST_BOUND, math.ceil(LOAD_BOUND * mean))
         light = [server for server in free if server.in_flight < bound]
