@@ -24,28 +24,13 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean, stdev
 
+from benchmarks.planted_judge import NoisyJudge
 from reward_server.aggregate import AGGREGATIONS, TIE_BREAK
 from reward_server.pairings import drawn_order, pairing_named
 from trainer.rloo import leave_one_out
-from wire.judgement import PlacedVerdict, Verdict
+from wire.judgement import PlacedVerdict
 
 PAIRINGS = ("ring", "ring_extra", "all_pairs", "both_orders")
-
-
-@dataclass(frozen=True)
-class NoisyJudge:
-    """A judge that errs, all in points: `noise` and `mood` are standard deviations, `bias` its liking for place 1."""
-
-    noise: float = 0.5
-    mood: float = 0.5
-    bias: float = 0.5
-
-    def verdict(self, first: float, second: float, rng: random.Random) -> Verdict:
-        """What it says of two responses of these qualities."""
-        mood = rng.gauss(0, self.mood)
-        seen = (first + mood + self.bias + rng.gauss(0, self.noise), second + mood + rng.gauss(0, self.noise))
-        ranking = math.floor(4 - (seen[0] - seen[1]))  # 3 is a lead of the first by up to a point, 4 of the second
-        return Verdict(scores=tuple(_on_scale(round(s), 5) for s in seen), ranking=_on_scale(ranking, 6))
 
 
 @dataclass(frozen=True)
@@ -98,13 +83,13 @@ def measure(judge: NoisyJudge, num: int, pairing: str, num_groups: int, seed: in
 
 
 def kendall(scores: Sequence[float | None], truth: Sequence[float]) -> float:
-    """Kendall's tau-a. Every score must be known, and no two qualities equal."""
+    """Kendall's tau-a. A pair without both scores counts as a tie. No two qualities may be equal."""
     signs = []
     for a, b in combinations(range(len(truth)), 2):
         one, other = scores[a], scores[b]
-        assert one is not None and other is not None
         # Scores that differ by rounding of floats alone are a tie.
-        agreement = 0 if math.isclose(one, other, abs_tol=1e-9) else math.copysign(1, one - other)
+        tie = one is None or other is None or math.isclose(one, other, abs_tol=1e-9)
+        agreement = 0 if tie else math.copysign(1, one - other)
         signs.append(agreement * math.copysign(1, truth[a] - truth[b]))
     return fmean(signs)
 
@@ -113,10 +98,6 @@ def squared_error(scores: Sequence[float | None], truth: Sequence[float]) -> flo
     """Mean squared error of the advantages."""
     pairs = zip(leave_one_out(scores), leave_one_out(truth), strict=True)
     return fmean((found - true) ** 2 for found, true in pairs if found is not None and true is not None)
-
-
-def _on_scale(value: int, highest: int) -> int:
-    return min(highest, max(1, value))
 
 
 def main() -> None:

@@ -234,18 +234,24 @@ def _pool_state(pool: Pool, started: Started) -> dict[str, Any]:
 
 async def _unless_abandoned(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client hangs up: an unread verdict costs minutes of GPU."""
-    working, hung_up = asyncio.create_task(work), asyncio.create_task(_hang_up(request))
-    try:
-        await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise HTTPException(CLIENT_CLOSED_REQUEST, "the client hung up")
-        return working.result()
-    finally:
+    working = asyncio.current_task()
+    assert working is not None
+    hung_up = False
+
+    async def cancel_when_it_hangs_up() -> None:
+        nonlocal hung_up
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        hung_up = True
         working.cancel()
-        hung_up.cancel()
-        await asyncio.gather(working, hung_up, return_exceptions=True)
 
-
-async def _hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    watch = asyncio.create_task(cancel_when_it_hangs_up())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not hung_up:
+            raise
+        working.uncancel()
+        raise HTTPException(CLIENT_CLOSED_REQUEST, "the client hung up") from None
+    finally:
+        watch.cancel()

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from benchmarks import aggregation
-from benchmarks.aggregation import NoisyJudge, kendall, measure, squared_error
+from benchmarks.aggregation import kendall, measure, squared_error
+from benchmarks.planted_judge import NoisyJudge
 
 
 @pytest.mark.parametrize("pairing", ["ring_extra", "all_pairs", "both_orders"])
@@ -20,6 +21,7 @@ def test_with_more_pairs_than_the_ring_least_squares_recovers_a_planted_order_be
 def test_rank_correlation_and_error_by_hand():
     assert kendall([1, 2, 3], [0.1, 0.2, 0.3]) == 1 and kendall([3, 2, 1], [0.1, 0.2, 0.3]) == -1
     assert kendall([1, 1, 2], [0.1, 0.2, 0.3]) == pytest.approx(2 / 3)
+    assert kendall([1, None, 2], [0.1, 0.2, 0.3]) == pytest.approx(1 / 3)
     assert squared_error([3, 1], [2, 2]) == 4
 
 
