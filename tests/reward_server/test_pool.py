@@ -205,12 +205,13 @@ async def test_a_failing_server_is_not_asked_again_while_there_is_another():
 
 
 async def test_a_leaving_server_finishes_what_it_has_and_gets_no_more():
-    leaving, other = FakeServer(work_s=0.2), FakeServer(work_s=0.2)
-    async with pool_of(leaving, other, max_in_flight=10) as pool:
+    leaving, other = FakeServer(work_s=1.0), FakeServer(work_s=1.0)
+    async with pool_of(leaving, other, max_in_flight=20) as pool:
         tasks = [asyncio.create_task(ask(pool, n, affinity=n)) for n in range(10)]
-        while not leaving.in_flight:
+        while len(leaving.asked) + len(other.asked) < 10:
             await asyncio.sleep(0.01)
         had = len(leaving.asked)
+        assert had
         removal = asyncio.create_task(pool.remove(leaving.url, deadline_s=5))
         await asyncio.sleep(0)
         late = await asyncio.gather(*(ask(pool, n, affinity=n) for n in range(10)))
