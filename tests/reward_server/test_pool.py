@@ -1,6 +1,7 @@
 """The pool over small servers that can be killed, frozen and thawed."""
 
 import asyncio
+import gc
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -140,13 +141,16 @@ async def test_a_call_that_was_cancelled_while_it_waited_or_worked_gives_its_pla
     assert server.asked == [0, 1, 3, 4]
 
 
+# asyncio drops a connection that is accepted in the instant in which its server closes, socket and all.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")
 async def test_a_server_that_dies_hands_its_calls_to_another_and_each_is_counted_once():
     dying, other = FakeServer(work_s=60), FakeServer()
     async with pool_of(dying, other, max_in_flight=50) as pool:
         tasks = [asyncio.create_task(ask(pool, n, affinity=n)) for n in range(20)]
-        while not dying.in_flight:
+        while sum(task.done() for task in tasks) + dying.in_flight < 20:
             await asyncio.sleep(0.01)
         asked = len(dying.asked)
+        assert asked
         await dying.server.close()
         done = await asyncio.gather(*tasks)
         assert {reply.status for _, reply in done} == {200}
@@ -154,6 +158,7 @@ async def test_a_server_that_dies_hands_its_calls_to_another_and_each_is_counted
         assert pool.lost_calls == asked == sum(bool(call.lost_with) for call, _ in done)
         while state_of(pool, dying) != "lost":
             await asyncio.sleep(0.01)
+    gc.collect()  # here, where the warning is expected, and not in some later test
 
 
 async def test_a_frozen_server_hands_its_calls_over_and_is_ready_again_when_it_thaws():
