@@ -253,6 +253,11 @@ class RunSettings(RolloutSettings, CheckSettings):
             raise ConfigError(f"missing_eos_penalty ({self.missing_eos_penalty}) is subtracted; give a positive number")
 
     def _check_step(self) -> None:
+        if self.deterministic and self.max_lag > 0:
+            raise ConfigError(
+                f"deterministic needs max_lag 0, and it is {self.max_lag}: where in a completion a push falls depends "
+                "on time, and so do the tokens after it; set max_lag to 0, or deterministic to false"
+            )
         if self.rloo_k < 2:
             raise ConfigError(f"rloo_k ({self.rloo_k}) must be at least 2: the baseline is the mean of the others")
         size, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps

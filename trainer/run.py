@@ -109,13 +109,13 @@ class Run:
                 return self._summary(version, await fleet.versions(), before, after) | journal.summary()
 
     async def _restore(self) -> None:
+        self._checkpoints.clear_leftovers()
         found = self._checkpoints.to_resume()
         if found is None:
             return
         path, state = found
         await self._services.learner.load(str(path))
-        # A new lineage: what an earlier life of this run wrote at the same steps must not be taken for ours.
-        self._done = (PolicyVersion(state.lineage + 1, state.step), state.next_prompt)
+        self._done = (state.resumed_version(deterministic=self._settings.deterministic), state.next_prompt)
         self._first_step = state.step
         self._say(f"resumed from {path}: step {state.step}")
 
