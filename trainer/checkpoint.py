@@ -9,18 +9,17 @@ A checkpoint is written aside, synced and renamed; older ones go afterwards.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from trainer.config import RunSettings
+from trainer.folders import aside_of, in_thread, remove_folder, replace_folder
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 
@@ -125,12 +124,12 @@ class Checkpoints:
         """
         final = self._folder / f"checkpoint-{version.step}"
         self.clear_leftovers()
-        aside = self._folder / f".{final.name}.partial"
+        aside = aside_of(final)
         try:
             aside.mkdir(parents=True)
             await saver.save(str(aside))
             (aside / "state.json").write_text(json.dumps(asdict(self._state(version, next_prompt)), indent=2))
-            await _in_thread(self._make_final, aside, final)
+            await in_thread(self._make_final, aside, final)
         except (ServiceError, OSError) as error:
             raise self._failure(final, aside, error) from error
         return final
@@ -148,19 +147,9 @@ class Checkpoints:
         )
 
     def _make_final(self, aside: Path, final: Path) -> None:
-        for path in sorted(aside.rglob("*")):
-            _sync(path)
-        self._remove(final)
-        aside.rename(final)
-        _sync(self._folder)
+        replace_folder(aside, final)
         for path in self.existing()[: -self._settings.save_total_limit]:
-            self._remove(path)
-
-    @staticmethod
-    def _remove(path: Path) -> None:
-        """A removal that is cut short must not leave half a checkpoint under a whole one's name."""
-        if path.is_dir():
-            shutil.rmtree(path.rename(path.with_name(f".{path.name}.removed")))
+            remove_folder(path)
 
     def _failure(self, final: Path, aside: Path, error: Exception) -> ServiceError:
         """The error to raise, with the partial folder gone. Room is measured before that, while it is still taken."""
@@ -174,22 +163,5 @@ class Checkpoints:
         return ServiceError(message)
 
 
-async def _in_thread(work: Callable[..., None], *arguments: object) -> None:
-    """Run it aside, and to its end even if we are cancelled: nobody else may write there meanwhile."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        await asyncio.shield(running)
-    finally:
-        await asyncio.wait([running])
-
-
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -116,8 +116,8 @@ def findings(folder: Path, samples: list[Sample], stage: int, rank: int, world: 
 
     def scored(learner: Rank) -> Tensors:
         rows = learner.reference([[sample] for sample in samples])
-        own, reference = zip(*(row for (row,) in rows), strict=True)
-        return {"own": torch.tensor(sum(own, [])), "reference": torch.tensor(sum(reference, []))}
+        own, reference = ([value for (row,) in rows for value in row[which]] for which in (0, 1))
+        return {"own": torch.tensor(own), "reference": torch.tensor(reference)}
 
     found: dict[str, Any] = {}
     out = folder / f"zero{stage}-{world}"
