@@ -37,8 +37,8 @@ class Saver(Protocol):
 
 @dataclass(frozen=True)
 class DriverState:
-    """`next_prompt` is the place in the prompt stream; the size of a step, the ranks and the seed must be the same on
-    resume. `deterministic`: of the run that wrote it."""
+    """`next_prompt` is the place in the prompt stream; the size of a step, the ranks, the seed and the adapters must be
+    the same on resume. `deterministic`: of the run that wrote it."""
 
     lineage: int
     step: int
@@ -47,6 +47,7 @@ class DriverState:
     num_learner_ranks: int
     seed: int
     deterministic: bool = False
+    adapters: str = "none"
 
     def resumed_version(self, *, deterministic: bool) -> PolicyVersion:
         """The version that a run goes on from.
@@ -94,7 +95,7 @@ class Checkpoints:
             state = DriverState(**json.loads((paths[-1] / "state.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{paths[-1]} is no checkpoint of this program: {error}") from error
-        for name in ("completions_per_step", "num_learner_ranks", "seed"):
+        for name in ("completions_per_step", "num_learner_ranks", "seed", "adapters"):
             before, now = getattr(state, name), getattr(self._settings, name)
             if before != now:
                 raise ConfigError(f"{paths[-1]} was made with {name} {before}, this run has {now}; keep it the same")
@@ -144,6 +145,7 @@ class Checkpoints:
             num_learner_ranks=settings.num_learner_ranks,
             seed=settings.seed,
             deterministic=settings.deterministic,
+            adapters=settings.adapters,
         )
 
     def _make_final(self, aside: Path, final: Path) -> None:

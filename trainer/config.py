@@ -186,6 +186,13 @@ class RunSettings(RolloutSettings, CheckSettings):
         return self.num_ppo_epochs * self.num_mini_batches
 
     @property
+    def adapters(self) -> str:
+        """The policy's adapters in words; `none` where the whole policy is trained."""
+        if not self.use_peft:
+            return "none"
+        return f"LoRA r {self.lora_r}, alpha {self.lora_alpha}, on {' '.join(self.lora_target_modules)}"
+
+    @property
     def microbatch_tokens(self) -> int:
         """Most tokens of a packed micro-batch; a single longer sequence still fits."""
         return self.max_tokens_per_microbatch or self.max_model_len
