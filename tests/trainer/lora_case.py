@@ -25,7 +25,7 @@ from trainer.optimizer import deepspeed_config
 from trainer.publish import ZeroWeightSource
 
 ROOT = Path(__file__).parents[2]
-RATE, RANK, ALPHA = 0.5, 4, 12
+RATE, RANK, ALPHA, TEMPERATURE = 0.5, 4, 12, 0.8
 
 Tensors = dict[str, torch.Tensor]
 
@@ -89,7 +89,7 @@ def untested(settings: RunSettings) -> dict[str, Any]:
 
 
 def settings_for(folder: Path, stage: int, world: int, **changes: Any) -> RunSettings:
-    defaults: dict[str, Any] = {"bf16": False, "rollout_dtype": "float32", "learning_rate": RATE}
+    defaults: dict[str, Any] = {"use_peft": True, "bf16": False, "learning_rate": RATE}
     return RunSettings(
         model_name_or_path=str(folder / "model"),
         device="cpu",
@@ -99,9 +99,9 @@ def settings_for(folder: Path, stage: int, world: int, **changes: Any) -> RunSet
         importance_weights="none",
         lr_scheduler_type="constant",
         gradient_checkpointing=stage == 3,
-        use_peft=True,
         lora_r=RANK,
         lora_alpha=ALPHA,
+        temperature=TEMPERATURE,
         **defaults | changes,
     )
 
@@ -125,10 +125,11 @@ def findings(folder: Path, samples: list[Sample], stage: int, rank: int, world: 
         learner = made()
         found["adapters, before"], found["scores, before"] = learner.adapters(), scored(learner)
         learner.train_on(samples)
-        found["gradients"], found["adapters"] = learner.gradients, learner.adapters()
-        found["scores"], found["served"] = scored(learner), learner.served(torch.float32)
-        found["served in bf16"] = learner.served(torch.bfloat16)
-        found["scores, again"], found["num_loaded"] = scored(learner), learner.num_loaded
+        found["adapters"] = learner.adapters()  # before the first step B is 0, and so is the gradient of A
+        learner.train_on(samples)
+        found["gradients"], found["adapters, after"] = learner.gradients, learner.adapters()
+        found["served"], found["served in bf16"] = learner.served(torch.float32), learner.served(torch.bfloat16)
+        found["scores"], found["num_loaded"] = scored(learner), learner.num_loaded
         learner.export(str(out / "policy"))
         learner.export_adapter(str(out / "adapter"))
     learner = made(learning_rate=0.01)
@@ -140,10 +141,14 @@ def findings(folder: Path, samples: list[Sample], stage: int, rank: int, world: 
     learner.load(str(out / "checkpoint"))
     learner.train_on(samples)
     found["resumed"], found["scores, resumed"] = learner.adapters(), scored(learner)
-    learner = made(bf16=True)
+    learner = made(bf16=True, learning_rate=0.01)
     learner.train_on(samples)
+    found["in bf16"] = {name: tensor.to(torch.bfloat16) for name, tensor in learner.adapters().items()}
     found["served of bf16"] = learner.served(torch.bfloat16)
-    learner.export_adapter(str(out / "adapter-bf16"))
+    learner = made(use_peft=False, kl_coef=0.0, learning_rate=0.01)
+    learner.train_on(samples)
+    found["without adapters"] = learner.served(torch.float32)
+    learner.export(str(out / "without-adapters"))
     return found
 
 
