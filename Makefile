@@ -1,15 +1,17 @@
 # make demo   the whole loop on this machine, real parts, about ten minutes
 # make test   every test that needs no GPU
 # make soak   a million fuzzed outputs through the readers: COUNT and SEED as variables
+# make chaos  a learner killed again and again, its runs resumed to the same weights: KILLS and SEED as variables
 
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
 
 COUNT ?= 1000000
+KILLS ?= 20
 SEED ?= 1
 
-.PHONY: demo test soak check setup toy clean
+.PHONY: demo test soak chaos check setup toy clean
 
 demo: toy
 	$(BIN)/python -m trainer.main --config configs/toy.yaml $(ARGS)
@@ -19,6 +21,9 @@ test: toy
 
 soak: setup
 	$(BIN)/python -m tests.soak.readers --count $(COUNT) --seed $(SEED)
+
+chaos: toy
+	$(BIN)/python -m tests.chaos.learner_kills --kills $(KILLS) --seed $(SEED)
 
 check: setup
 	$(BIN)/ruff check .

@@ -202,6 +202,7 @@ def _info(settings: RewardSettings) -> dict[str, Any]:
         "aggregation": settings.judge_aggregation,
         "votes": settings.judge_votes,
         "tie_break": settings.tie_break,
+        "deterministic": settings.deterministic,
         "limits": {
             "max_model_len": settings.judge_max_model_len,
             "max_tokens": settings.judge_max_tokens,

@@ -91,6 +91,12 @@ class RewardSettings(ServiceSettings):
         self._check_counts()
         self._check_ranges()
         self._check_scheme()
+        starts_judge = self.judge_servers > 0 and self.reward_url is None
+        if self.deterministic and starts_judge and self.judge_tensor_parallel_size > 1:
+            raise ConfigError(
+                f"deterministic needs judge_tensor_parallel_size 1, and it is {self.judge_tensor_parallel_size}: "
+                "a sum over the ranks of a server has no promised order; set it to 1, or deterministic to false"
+            )
         if self.judge_max_tokens >= self.judge_max_model_len:
             raise ConfigError(
                 f"judge_max_tokens ({self.judge_max_tokens}) leaves no room for a prompt in judge_max_model_len "

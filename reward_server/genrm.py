@@ -44,6 +44,7 @@ def genrm_process(settings: RewardSettings, index: int) -> ServerProcess:
         max_num_seqs=settings.judge_max_num_seqs,
         tensor_parallel_size=settings.judge_tensor_parallel_size,
         gpu_memory_utilization=settings.judge_gpu_memory_utilization,
+        deterministic=settings.deterministic,
         extra_args=["--trust-remote-code"] if settings.judge_trust_remote_code else [],
     )
     env = vllm_environment(
@@ -51,6 +52,7 @@ def genrm_process(settings: RewardSettings, index: int) -> ServerProcess:
         token_file=settings.token_file,
         device=device,
         tensor_parallel_size=settings.judge_tensor_parallel_size,
+        deterministic=settings.deterministic,
     )
     name = f"judge-{index}"
     if device == "cuda":

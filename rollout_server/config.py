@@ -69,6 +69,11 @@ class RolloutSettings(ServiceSettings):
         for name in ("rollout_timeout_s", "transfer_timeout_s", "transfer_bucket_mib"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
+        if self.deterministic and self.rollout_tensor_parallel_size > 1:
+            raise ConfigError(
+                f"deterministic needs rollout_tensor_parallel_size 1, and it is {self.rollout_tensor_parallel_size}: "
+                "a sum over the ranks of a server has no promised order; set it to 1, or deterministic to false"
+            )
         if self.temperature <= 0:
             raise ConfigError(f"temperature ({self.temperature}) must be positive: greedy completions have no gradient")
         if self.top_p != 1.0 or self.top_k not in (0, -1):

@@ -26,7 +26,7 @@ def replica_command(settings: RolloutSettings, port: int) -> list[str]:
     """
     transfer = json.dumps({"backend": settings.transfer_backend})
     extra = ["--load-format", "dummy", "--weight-transfer-config", transfer, "--logprobs-mode", "processed_logprobs"]
-    extra += ["--enable-scale-out", "--stream-interval", str(NEVER_STREAM_PARTS), "--enable-prefix-caching"]
+    extra += ["--enable-scale-out", "--stream-interval", str(NEVER_STREAM_PARTS)]
     extra += ["--middleware", "rollout_server.gate.WeightGateMiddleware"]
     if settings.fp32_lm_head:
         extra += ["--hf-overrides", json.dumps({"head_dtype": "float32"})]
@@ -42,6 +42,7 @@ def replica_command(settings: RolloutSettings, port: int) -> list[str]:
         max_num_seqs=settings.rollout_max_num_seqs,
         tensor_parallel_size=settings.rollout_tensor_parallel_size,
         gpu_memory_utilization=settings.rollout_gpu_memory_utilization,
+        deterministic=settings.deterministic,
         extra_args=extra + shlex.split(settings.rollout_extra_args),
     )
 
@@ -60,6 +61,7 @@ def replica_process(settings: RolloutSettings, index: int, *, shares_host: bool 
         token_file=settings.token_file,
         device=resolve_device(settings.device),
         tensor_parallel_size=settings.rollout_tensor_parallel_size,
+        deterministic=settings.deterministic,
     )
     name = f"replica-{index}"
     if shares_host and resolve_device(settings.device) == "cuda":

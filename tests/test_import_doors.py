@@ -14,6 +14,7 @@ DOORS = {
     "ray": {"rollout_server/placement.py", "reward_server/placement.py", "trainer/placement.py"},
     "deepspeed": {"trainer/learner.py", "trainer/publish.py", "trainer/checkpoint.py"},
     "vllm": {"rollout_server/plugin.py", "rollout_server/transfer.py", "trainer/publish.py"},
+    "peft": {"trainer/lora.py"},
     "deploy": set[str](),
 }
 MAY_IMPORT = {

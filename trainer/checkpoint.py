@@ -1,7 +1,7 @@
 """Checkpoints: whole or absent.
 
     <output_dir>/checkpoint-120/
-        learner/      weights, optimizer, schedule and random states of every rank (DeepSpeed)
+        learner/      weights, optimizer, schedule (DeepSpeed) and random states of every rank
         state.json    version, next prompt: where the driver goes on
 
 A checkpoint is written aside, synced and renamed; older ones go afterwards.
@@ -10,19 +10,21 @@ A checkpoint is written aside, synced and renamed; older ones go afterwards.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from trainer.config import RunSettings
-from wire.errors import ConfigError
+from trainer.folders import aside_of, in_thread, remove_folder, replace_folder
+from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 
 NAME = re.compile(r"checkpoint-\d+")
+MB = 10**6
 
 
 class Saver(Protocol):
@@ -35,7 +37,8 @@ class Saver(Protocol):
 
 @dataclass(frozen=True)
 class DriverState:
-    """`next_prompt` is the place in the prompt stream; the last three must be the same on resume."""
+    """`next_prompt` is the place in the prompt stream; the size of a step, the ranks, the seed and the adapters must be
+    the same on resume. `deterministic`: of the run that wrote it."""
 
     lineage: int
     step: int
@@ -43,6 +46,17 @@ class DriverState:
     completions_per_step: int
     num_learner_ranks: int
     seed: int
+    deterministic: bool = False
+    adapters: str = "none"
+
+    def resumed_version(self, *, deterministic: bool) -> PolicyVersion:
+        """The version that a run goes on from.
+
+        A deterministic run repeats its earlier life exactly, so the lineage, and with it every stamp and seed, goes on.
+        Else it is a new one: what the earlier life wrote at the same steps must not be taken for ours.
+        """
+        is_same = deterministic and self.deterministic
+        return PolicyVersion(self.lineage if is_same else self.lineage + 1, self.step)
 
 
 class Checkpoints:
@@ -81,7 +95,7 @@ class Checkpoints:
             state = DriverState(**json.loads((paths[-1] / "state.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{paths[-1]} is no checkpoint of this program: {error}") from error
-        for name in ("completions_per_step", "num_learner_ranks", "seed"):
+        for name in ("completions_per_step", "num_learner_ranks", "seed", "adapters"):
             before, now = getattr(state, name), getattr(self._settings, name)
             if before != now:
                 raise ConfigError(f"{paths[-1]} was made with {name} {before}, this run has {now}; keep it the same")
@@ -96,36 +110,60 @@ class Checkpoints:
         every = self._settings.save_steps
         return step == self._settings.num_steps or bool(every and step % every == 0)
 
+    def clear_leftovers(self) -> None:
+        """Remove what killed lives left: checkpoints half written or half removed."""
+        for path in self._folder.glob(".checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     async def save(self, saver: Saver, version: PolicyVersion, next_prompt: int) -> Path:
-        """Write a checkpoint, then drop the oldest beyond save_total_limit; returns its path."""
+        """Write a checkpoint, then drop the oldest beyond save_total_limit; returns its path.
+
+        The event loop stays free meanwhile: replicas and judge go on working.
+
+        Raises:
+            ServiceError: it could not be written. What was written of it is removed; earlier checkpoints are as before.
+        """
         final = self._folder / f"checkpoint-{version.step}"
-        aside = self._folder / f".{final.name}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        await saver.save(str(aside))
+        self.clear_leftovers()
+        aside = aside_of(final)
+        try:
+            aside.mkdir(parents=True)
+            await saver.save(str(aside))
+            (aside / "state.json").write_text(json.dumps(asdict(self._state(version, next_prompt)), indent=2))
+            await in_thread(self._make_final, aside, final)
+        except (ServiceError, OSError) as error:
+            raise self._failure(final, aside, error) from error
+        return final
+
+    def _state(self, version: PolicyVersion, next_prompt: int) -> DriverState:
         settings = self._settings
-        state = DriverState(
+        return DriverState(
             lineage=version.lineage,
             step=version.step,
             next_prompt=next_prompt,
             completions_per_step=settings.completions_per_step,
             num_learner_ranks=settings.num_learner_ranks,
             seed=settings.seed,
+            deterministic=settings.deterministic,
+            adapters=settings.adapters,
         )
-        (aside / "state.json").write_text(json.dumps(asdict(state), indent=2))
-        for path in sorted(aside.rglob("*")):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        _sync(self._folder)
-        for path in self.existing()[: -settings.save_total_limit]:
-            shutil.rmtree(path)
-        return final
+
+    def _make_final(self, aside: Path, final: Path) -> None:
+        replace_folder(aside, final)
+        for path in self.existing()[: -self._settings.save_total_limit]:
+            remove_folder(path)
+
+    def _failure(self, final: Path, aside: Path, error: Exception) -> ServiceError:
+        """The error to raise, with the partial folder gone. Room is measured before that, while it is still taken."""
+        message = f"{final} could not be written: {error}"
+        with suppress(OSError):  # the cause is what must be told
+            written, free = _size_of(aside), shutil.disk_usage(self._folder).free
+            shutil.rmtree(aside, ignore_errors=True)
+            whole = self.existing()
+            before = f"; {whole[-1]} is intact, of {_size_of(whole[-1]) / MB:.1f} MB" if whole else ""
+            message += f" ({written / MB:.1f} MB were written, and {free / MB:.1f} MB free after that{before})"
+        return ServiceError(message)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

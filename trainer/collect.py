@@ -19,9 +19,11 @@ from trainer.prompts import Prompt, hash_seed
 from trainer.rloo import assemble_reward
 from trainer.shaping import length_terms
 from trainer.verdicts import VerdictRecord
-from wire.errors import PromptDropped
+from wire.errors import PromptDropped, ServiceError
 from wire.generation import Completion, PolicyVersion
 from wire.judgement import GroupVerdict, Message
+
+TIMELY = frozenset({"timeout", "server_lost"})  # reasons for a missing verdict that are no property of the text
 
 Logprobs = tuple[Sequence[float], Sequence[float]]  # own and reference, one entry a completion token
 
@@ -131,9 +133,12 @@ class Collector:
         Raises:
             PromptDropped: fewer than two completions have a score (and are not masked, under
                 mask_truncated_completions).
+            ServiceError: in a deterministic run, a verdict is missing for a reason that lies in time.
         """
         judged = await self.judged(prompt)
         self.verdicts.note(judged.verdict, [len(completion.token_ids) for completion in judged.completions])
+        if self._settings.deterministic:
+            self._refuse_a_loss_to_time(prompt, judged)
         self._drop_if_nothing_to_learn(prompt, judged)
         samples = [Sample(prompt.token_ids, c.token_ids, c.logprobs) for c in judged.completions]
         before = self._learner_version()
@@ -142,6 +147,17 @@ class Collector:
         # If a step began in between, the pass may have come before it or after it.
         held = before if self._learner_version() == before else None
         return self._assemble(prompt, judged, logprobs, held)
+
+    @staticmethod
+    def _refuse_a_loss_to_time(prompt: Prompt, judged: Judged) -> None:
+        """A verdict that came too late today may come in time tomorrow: training on without it is another run."""
+        lost = Counter(placed.verdict.missing for placed in judged.verdict.verdicts if placed.verdict.missing in TIMELY)
+        if lost:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items())
+            raise ServiceError(
+                f"prompt {prompt.occurrence}: verdicts are missing ({reasons}), and a deterministic run cannot go on "
+                "without them; resume it from its last checkpoint, with a longer judge_timeout_s if they came too late"
+            )
 
     def _drop_if_nothing_to_learn(self, prompt: Prompt, judged: Judged) -> None:
         completions, scores = judged.completions, judged.verdict.scores

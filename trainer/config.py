@@ -17,6 +17,7 @@ from wire.errors import ConfigError
 
 SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
 IMPORTANCE_WEIGHTS = ("token", "sequence", "none")
+ALL_LINEAR = "all-linear"  # PEFT's word
 
 
 @dataclass
@@ -120,6 +121,17 @@ class RunSettings(RolloutSettings, CheckSettings):
         default=1024, metadata={"help": "Tokens whose logits exist at once; bounds memory by this x vocabulary."}
     )
 
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters and freeze the policy's own weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of an adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "An adapter's output is scaled by this / lora_r."})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "0 only: log-probs under dropout are not those of the policy that is served."}
+    )
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: [ALL_LINEAR],
+        metadata={"help": "Names of the layers that get an adapter; all-linear: every linear one of the blocks."},
+    )
+
     num_learner_ranks: int = field(default=1, metadata={"help": "GPUs (or processes on a CPU) of the learner."})
     deepspeed: str | None = field(
         default=None, metadata={"help": "DeepSpeed JSON file; configs/deepspeed/zero2.json by default."}
@@ -134,6 +146,10 @@ class RunSettings(RolloutSettings, CheckSettings):
 
     save_steps: int = field(default=100, metadata={"help": "Checkpoint every this many steps; 0: only at the end."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
+    export_steps: int = field(
+        default=0,
+        metadata={"help": "Write the policy in Hugging Face format every this many steps; 0: only at the end."},
+    )
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "latest, or a checkpoint's path."})
     logging_dir: str | None = field(default=None, metadata={"help": "TensorBoard's folder; <output_dir>/runs."})
     num_logged_completions: int = field(default=4, metadata={"help": "Completions logged as text with their verdicts."})
@@ -170,6 +186,13 @@ class RunSettings(RolloutSettings, CheckSettings):
         return self.num_ppo_epochs * self.num_mini_batches
 
     @property
+    def adapters(self) -> str:
+        """The policy's adapters in words; `none` where the whole policy is trained."""
+        if not self.use_peft:
+            return "none"
+        return f"LoRA r {self.lora_r}, alpha {self.lora_alpha}, on {' '.join(self.lora_target_modules)}"
+
+    @property
     def microbatch_tokens(self) -> int:
         """Most tokens of a packed micro-batch; a single longer sequence still fits."""
         return self.max_tokens_per_microbatch or self.max_model_len
@@ -194,6 +217,7 @@ class RunSettings(RolloutSettings, CheckSettings):
         super().check()
         self._check_training_ranges()
         self._check_step()
+        self._check_lora()
         if self.resume_from_checkpoint not in (None, "latest") and not Path(str(self.resume_from_checkpoint)).is_dir():
             raise ConfigError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} is no folder; name one, or latest"
@@ -205,7 +229,7 @@ class RunSettings(RolloutSettings, CheckSettings):
             for name in (
                 "total_episodes", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches",
                 "num_ppo_epochs", "local_rollout_forward_batch_size", "num_learner_ranks", "save_total_limit",
-                "logprob_chunk_tokens",
+                "logprob_chunk_tokens", "lora_r", "lora_alpha",
             )
         }  # fmt: skip
         for name in (
@@ -213,6 +237,7 @@ class RunSettings(RolloutSettings, CheckSettings):
             "kl_coef",
             "num_eval_prompts",
             "save_steps",
+            "export_steps",
             "weight_decay",
             "max_tokens_per_microbatch",
             "answer_length_weight",
@@ -252,7 +277,21 @@ class RunSettings(RolloutSettings, CheckSettings):
         if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
             raise ConfigError(f"missing_eos_penalty ({self.missing_eos_penalty}) is subtracted; give a positive number")
 
+    def _check_lora(self) -> None:
+        if self.lora_dropout:
+            raise ConfigError(
+                f"lora_dropout ({self.lora_dropout}) must be 0: under dropout the learner would train on the log-probs "
+                "of another policy than the one that wrote the completions"
+            )
+        if not self.lora_target_modules:
+            raise ConfigError(f"lora_target_modules is empty; name layers, or give {ALL_LINEAR}")
+
     def _check_step(self) -> None:
+        if self.deterministic and self.max_lag > 0:
+            raise ConfigError(
+                f"deterministic needs max_lag 0, and it is {self.max_lag}: where in a completion a push falls depends "
+                "on time, and so do the tokens after it; set max_lag to 0, or deterministic to false"
+            )
         if self.rloo_k < 2:
             raise ConfigError(f"rloo_k ({self.rloo_k}) must be at least 2: the baseline is the mean of the others")
         size, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps

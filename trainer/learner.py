@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -25,9 +25,11 @@ from trainer.batch import MicroBatch, MiniBatch, Sample
 from trainer.buffers import restore_buffers
 from trainer.config import RunSettings
 from trainer.logprobs import Packed, PolicyScorer, to_tensors
+from trainer.lora import Adapters, ServedWeight, served_weights
 from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
 from trainer.out_of_memory import memory_guard
 from trainer.publish import FleetSyncClient, Member, ZeroWeightSource, open_transfer
+from trainer.random_states import load_random_states, save_random_states
 from trainer.rloo import importance_weights, policy_loss
 from trainer.stats import Moments, StepStats
 from wire.engine import resolve_device
@@ -35,6 +37,8 @@ from wire.errors import ServiceError
 from wire.generation import PolicyVersion
 from wire.process import free_port
 from wire.token import read_token
+
+EXPORT_BUCKET_BYTES = 2**28
 
 
 class LearnerRank:
@@ -50,6 +54,7 @@ class LearnerRank:
         self._is_cuda = resolve_device(settings.device) == "cuda"
         self._device = torch.device("cuda", 0) if self._is_cuda else torch.device("cpu")
         self._dtype = torch.bfloat16 if settings.bf16 else torch.float32
+        self._adapters: Adapters | None = None
         self._transfer: Any = None
         self._sync: FleetSyncClient | None = None
 
@@ -66,12 +71,14 @@ class LearnerRank:
         """
         self._join(host, port)
         set_seed(self._settings.seed + self._rank)
+        torch.use_deterministic_algorithms(self._settings.deterministic)
         with self._memory_guard("loading"):
             config = deepspeed_config(self._settings)
             partitioned = config["zero_optimization"]["stage"] == 3
             self._hf_config = HfDeepSpeedConfig(config) if partitioned else None  # alive while models load
             self._engine = self._build_engine(config)
-            self._reference = self._build_reference(config) if self._settings.kl_coef else None
+            has_reference = self._settings.kl_coef and not self._settings.use_peft
+            self._reference = self._build_reference(config) if has_reference else None
         policy = self._engine.module.policy
         return {"num_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())}
 
@@ -119,9 +126,13 @@ class LearnerRank:
     def _build_engine(self, config: dict[str, Any]) -> Any:
         settings = self._settings
         scorer = self._load_scorer()
+        policy: Any = scorer.policy
+        if settings.use_peft:
+            self._adapters = Adapters(policy, settings)
         if settings.gradient_checkpointing:
-            policy: Any = scorer.policy
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+            if settings.use_peft:  # a checkpointed layer has a gradient only where its input needs one
+                policy.enable_input_require_grads()
         engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=weight_decay_groups(scorer, settings.weight_decay),
@@ -164,12 +175,21 @@ class LearnerRank:
     def _score_both(self, samples: list[Sample]) -> list[tuple[list[float], list[float]]]:
         packed = to_tensors(samples, self._device)
         own = self._engine(packed, with_entropy=False)[0]
-        reference = self._reference(packed, with_entropy=False)[0] if self._reference is not None else own
+        reference = self._reference_logprobs(packed, own)
         lengths = [len(sample.completion_ids) for sample in samples]
         if not samples:
             return []
         rows = zip(own.split(lengths), reference.split(lengths), strict=True)
         return [(a.tolist(), b.tolist()) for a, b in rows]
+
+    def _reference_logprobs(self, packed: Packed, own: torch.Tensor) -> torch.Tensor:
+        logprobs = own
+        if self._adapters is not None and self._settings.kl_coef:  # the model under the adapters is the reference
+            with self._adapters.off():
+                logprobs = self._engine(packed, with_entropy=False)[0]
+        elif self._reference is not None:
+            logprobs = self._reference(packed, with_entropy=False)[0]
+        return logprobs
 
     def step(self, mini_batches: list[MiniBatch]) -> StepStats:
         """All optimizer steps of one step of the loop."""
@@ -256,7 +276,8 @@ class LearnerRank:
         is_sender = self._rank == 0
         dtype = getattr(torch, settings.rollout_dtype)
         bucket_bytes = settings.transfer_bucket_mib * 2**20
-        source = ZeroWeightSource(self._engine.module.policy, dtype, bucket_bytes, is_sender=is_sender)
+        weights = served_weights(self._engine.module.policy)
+        source = ZeroWeightSource(weights, dtype, bucket_bytes, is_sender=is_sender)
         self._sync = FleetSyncClient(members, read_token(settings.token_file), settings.transfer_timeout_s)
         self._transfer = open_transfer(
             settings.transfer_backend,
@@ -284,22 +305,24 @@ class LearnerRank:
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint: weights, optimizer, schedule, random states."""
-        random_states = {"python": random.getstate(), "torch": torch.get_rng_state()}
-        self._engine.save_checkpoint(folder, tag="learner", client_state={"random_states": random_states})
+        self._engine.save_checkpoint(folder, tag="learner", exclude_frozen_parameters=self._settings.use_peft)
+        save_random_states(self._random_states_in(folder))
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote. Raises ServiceError on a checkpoint that does not fit."""
-        path, state = self._engine.load_checkpoint(folder, tag="learner")
+        strict = not self._settings.use_peft  # what is frozen is in no checkpoint: it is the base model's
+        path, _ = self._engine.load_checkpoint(folder, tag="learner", load_module_strict=strict)
         if path is None:
             raise ServiceError(f"learner rank {self._rank}: {folder} holds no checkpoint that fits this run")
-        random.setstate(state["random_states"]["python"])
-        torch.set_rng_state(state["random_states"]["torch"])
+        load_random_states(self._random_states_in(folder))
+
+    def _random_states_in(self, folder: str) -> Path:
+        return Path(folder) / "learner" / f"random_states_rank_{self._rank}.pt"
 
     def export(self, folder: str) -> None:
         """Write the policy in Hugging Face format with its tokenizer; all ranks gather, rank 0 writes."""
         policy = self._engine.module.policy
-        source = ZeroWeightSource(policy, self._dtype, 2**28, is_sender=self._rank == 0)
-        weights = {name: tensor.cpu() for name, tensor in source}
+        weights = self._whole(served_weights(policy))
         if self._rank == 0:
             # Tied weights are one parameter; the state dict that is saved names them both.
             if policy.config.tie_word_embeddings and "lm_head.weight" not in weights:
@@ -309,6 +332,19 @@ class LearnerRank:
             revision = settings.model_revision or "main"
             AutoTokenizer.from_pretrained(settings.model_name_or_path, revision=revision).save_pretrained(folder)
         dist.barrier()
+
+    def export_adapter(self, folder: str) -> None:
+        """Write the adapters in PEFT's format; all ranks gather, rank 0 writes."""
+        assert self._adapters is not None
+        weights = self._whole(self._adapters.weights())
+        if self._rank == 0:
+            self._adapters.save(folder, weights)
+        dist.barrier()
+
+    def _whole(self, weights: list[ServedWeight]) -> dict[str, torch.Tensor]:
+        """The weights in the training type, in rank 0's host memory; the other ranks only take part in the gathers."""
+        source = ZeroWeightSource(weights, self._dtype, EXPORT_BUCKET_BYTES, is_sender=self._rank == 0)
+        return {name: tensor.cpu() for name, tensor in source}
 
     def close(self) -> None:
         """Leave every group."""

@@ -32,7 +32,8 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory depends on. `largest_layer` is the parameters of the biggest module that ZeRO-3 gathers at once."""
+    """What memory depends on. `largest_layer` is the parameters of the biggest module that ZeRO-3 gathers at once;
+    `num_adapter_parameters` those of the adapters, which alone are trained where there are any."""
 
     num_parameters: int
     largest_layer: int
@@ -40,6 +41,7 @@ class ModelShape:
     hidden_size: int
     intermediate_size: int
     vocab_size: int
+    num_adapter_parameters: int = 0
 
 
 def model_shape(config: Any) -> ModelShape:
@@ -84,33 +86,43 @@ def learner_memory(shape: ModelShape, settings: RunSettings, zero: dict[str, Any
         zero: the `zero_optimization` section of the DeepSpeed configuration.
     """
     ranks, width = settings.num_learner_ranks, 2 if settings.bf16 else 4
-    offload_optimizer = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    offload_param = zero.get("offload_param", {}).get("device", "none") != "none"
     stage_3 = zero["stage"] == 3
-    if stage_3:
-        states = zero3_states(
-            shape.num_parameters,
-            shape.largest_layer,
-            ranks,
-            offload_optimizer=offload_optimizer,
-            offload_param=offload_param,
-        )
-    else:
-        states = zero2_states(shape.num_parameters, ranks, offload_optimizer=offload_optimizer)
-    reference = 0.0
-    if settings.kl_coef:
-        whole = width * shape.num_parameters
+    whole = float(width * shape.num_parameters)
+    states, reference = _model_states(shape, ranks, zero, num_trained=shape.num_parameters), 0.0
+    if settings.use_peft:  # the frozen weights are trained nowhere, and are the reference too
+        states = _model_states(shape, ranks, zero, num_trained=shape.num_adapter_parameters)
+        states += whole if not stage_3 else (0.0 if _is_offloaded(zero, "param") else whole / ranks)
+    elif settings.kl_coef:
         reference = whole if not stage_3 else (0.0 if settings.offload_reference else whole / ranks)
     tokens = settings.microbatch_tokens
     # A layer in work: hidden states in and out of attention and MLP (about 16 of them), the MLP's three inner ones.
     working = tokens * (16 * shape.hidden_size + 3 * shape.intermediate_size) * width
     kept = tokens * shape.hidden_size * width * shape.num_layers
     activations = kept + working if settings.gradient_checkpointing else working * shape.num_layers
-    # A tile of logits, and the gradient of the head: summed in fp32, then cast to the weights' type.
+    # A tile of logits, and the gradient of the head: summed in fp32, then cast to the weights' type; a frozen head
+    # has none.
     logit_width = 4 if settings.fp32_lm_head else width
     tile = logit_width * min(settings.logprob_chunk_tokens, tokens) * shape.vocab_size
-    head = tile + (4 + width) * shape.hidden_size * shape.vocab_size
+    head = tile + (0 if settings.use_peft else (4 + width) * shape.hidden_size * shape.vocab_size)
     return LearnerMemory(states, reference, activations, head)
+
+
+def _is_offloaded(zero: dict[str, Any], what: str) -> bool:
+    return bool(zero.get(f"offload_{what}", {}).get("device", "none") != "none")
+
+
+def _model_states(shape: ModelShape, ranks: int, zero: dict[str, Any], *, num_trained: int) -> float:
+    """Of the parameters that are trained; under ZeRO-3 with the gathered layer, whoever trains it."""
+    offload_optimizer = _is_offloaded(zero, "optimizer")
+    if zero["stage"] != 3:
+        return zero2_states(num_trained, ranks, offload_optimizer=offload_optimizer)
+    return zero3_states(
+        num_trained,
+        shape.largest_layer,
+        ranks,
+        offload_optimizer=offload_optimizer,
+        offload_param=_is_offloaded(zero, "param"),
+    )
 
 
 def zero2_states(num_parameters: int, ranks: int, *, offload_optimizer: bool) -> float:

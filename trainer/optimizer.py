@@ -58,10 +58,11 @@ def schedule(settings: RunSettings) -> Callable[[torch.optim.Optimizer], Any]:
 
 
 def weight_decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (biases and norms) do not. A partitioned parameter keeps its shape as `ds_shape`."""
+    """Matrices decay, vectors (biases and norms) do not, what is frozen is left out. A partitioned parameter keeps its
+    shape as `ds_shape`."""
     matrices: list[torch.nn.Parameter] = []
     vectors: list[torch.nn.Parameter] = []
-    for parameter in model.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (matrices if len(shape) > 1 else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

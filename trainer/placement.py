@@ -18,6 +18,7 @@ from wire.errors import ConfigError, ServiceError
 
 OBJECT_STORE_BYTES = 256 * 2**20  # batches and texts; weights never pass through it
 STOP_TIMEOUT_S = 45.0  # the reward service takes up to 30 s to end its GenRM
+GPU_DETERMINISM = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
 
 
 @contextmanager
@@ -73,8 +74,11 @@ def place_learner(settings: RunSettings) -> list[Any]:
             f"{ray.available_resources()} free"
         )
     environment = {"TOKENIZERS_PARALLELISM": "false"}
+    if settings.deterministic:
+        environment |= GPU_DETERMINISM
     if not is_cuda:
-        threads = max(1, (os.cpu_count() or 1) // settings.num_learner_ranks)
+        # The number of threads cuts the sums, so a deterministic run does not take it from the host.
+        threads = 1 if settings.deterministic else max(1, (os.cpu_count() or 1) // settings.num_learner_ranks)
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if settings.bind_address.startswith("127."):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}

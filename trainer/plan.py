@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class Plan:
     def lines(self) -> list[str]:
         """For people."""
         s, m, device = self.settings, self.memory, resolve_device(self.settings.device)
+        adapted = f"{s.adapters} ({self.shape.num_adapter_parameters / 1e6:.3g} M parameters)"
         parts = f"{s.per_device_train_batch_size} a device x {s.gradient_accumulation_steps} accumulation"
         offloaded = [name for name in ("optimizer", "param") if f"offload_{name}" in self.zero]
         extra = f", {' and '.join(offloaded)} offloaded" if offloaded else ""
         precision = "bf16" if s.bf16 else "fp32"
         return [
             f"policy           {s.model_name_or_path} ({self.shape.num_parameters / 1e9:.3g} B parameters)",
+            *([f"adapters         {adapted}"] if s.use_peft else []),
             f"judge            {s.reward_url or s.judge_model_name_or_path} ({s.judge_dialect})",
             f"data             {s.dataset_name} ({s.dataset_config}, {s.dataset_split}, {s.dataset_language or 'all'})",
             f"steps            {s.num_steps} of {s.completions_per_step} completions ({parts} x {s.num_mini_batches} "
@@ -63,10 +65,16 @@ def make_plan(settings: RunSettings) -> Plan:
     """Work the plan out; loads no model.
 
     Raises:
-        ConfigError: the model or the DeepSpeed file cannot be had, or the device is not there.
+        ConfigError: the model or the DeepSpeed file cannot be had, the device is not there, or `lora_target_modules`
+            names no linear layers.
     """
     zero = _zero_section(settings)
-    shape = model_shape(_model_config(settings))
+    config = _model_config(settings)
+    shape = model_shape(config)
+    if settings.use_peft:
+        from trainer.lora import num_adapter_parameters
+
+        shape = replace(shape, num_adapter_parameters=num_adapter_parameters(config, settings))
     return Plan(settings, shape, zero, learner_memory(shape, settings, zero), _gpus(settings))
 
 

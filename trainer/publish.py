@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from rollout_server.transfer import GlooTrainerInitInfo, register_trainer_engine
+from trainer.lora import ServedWeight
 from wire.errors import ConfigError, ServiceError
 from wire.process import free_port
 from wire.token import auth_headers
@@ -29,34 +30,36 @@ class ZeroWeightSource(WeightSource):
     """The policy's weights as the replicas know them: full tensors, checkpoint names, the served type.
 
     Args:
-        policy: the Transformers model inside the DeepSpeed engine.
+        weights: of the Transformers model inside the DeepSpeed engine; adapters are merged on the way out.
         dtype: type on the wire.
         bucket_bytes: ZeRO-3 shards are gathered in groups of about this size, one collective each.
         is_sender: whether this rank needs the values; the others only take part in the gathers.
     """
 
-    def __init__(self, policy: torch.nn.Module, dtype: torch.dtype, bucket_bytes: int, *, is_sender: bool) -> None:
-        self._named = list(policy.named_parameters())
+    def __init__(
+        self, weights: Sequence[ServedWeight], dtype: torch.dtype, bucket_bytes: int, *, is_sender: bool
+    ) -> None:
+        self._weights = list(weights)
         self._dtype, self._bucket_bytes, self._is_sender = dtype, bucket_bytes, is_sender
 
     def metadata(self) -> list[ParamMeta]:
         """Names, wire type and full shapes; a ZeRO-3 shard knows its full shape as `ds_shape`, its own is empty."""
         return [
-            ParamMeta(name, self._dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
-            for name, parameter in self._named
+            ParamMeta(weight.name, self._dtype, tuple(getattr(weight.base, "ds_shape", weight.base.shape)))
+            for weight in self._weights
         ]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for bucket in self._buckets():
             yield from self._gather(bucket)
 
-    def _buckets(self) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
-        bucket: list[tuple[str, torch.nn.Parameter]] = []
+    def _buckets(self) -> Iterator[list[ServedWeight]]:
+        bucket: list[ServedWeight] = []
         size = 0
-        for name, parameter in self._named:
-            bucket.append((name, parameter))
+        for weight in self._weights:
+            bucket.append(weight)
             # numel() of a partitioned parameter is 0.
-            size += getattr(parameter, "ds_numel", parameter.numel()) * self._dtype.itemsize
+            size += getattr(weight.base, "ds_numel", weight.base.numel()) * self._dtype.itemsize
             if size >= self._bucket_bytes:
                 yield bucket
                 bucket, size = [], 0
@@ -64,7 +67,7 @@ class ZeroWeightSource(WeightSource):
             yield bucket
 
     @torch.no_grad()
-    def _gather(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> list[tuple[str, torch.Tensor]]:
+    def _gather(self, bucket: list[ServedWeight]) -> list[tuple[str, torch.Tensor]]:
         """Full tensors of one bucket.
 
         The transfer engines iterate on streams of their own, and a gather issued there deadlocks above two ranks: it
@@ -72,12 +75,12 @@ class ZeroWeightSource(WeightSource):
         """
         import deepspeed
 
-        partitioned = [parameter for _, parameter in bucket if hasattr(parameter, "ds_id")]
+        partitioned = [part for weight in bucket for part in weight.parts if hasattr(part, "ds_id")]
         with _default_stream(), deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
             if not self._is_sender:
-                return [(name, torch.empty(0)) for name, _ in bucket]
+                return [(weight.name, torch.empty(0)) for weight in bucket]
             # A copy: outside this block the parameter is a shard again, and the next step changes it in place.
-            return [(name, parameter.detach().to(self._dtype, copy=True)) for name, parameter in bucket]
+            return [(weight.name, weight.tensor(self._dtype)) for weight in bucket]
 
 
 @contextmanager

@@ -71,11 +71,15 @@ class Learner:
                 start += len(samples)
 
     def _take_waiting(self) -> list[tuple[Sequence[Sample], asyncio.Future[list[Logprobs]]]]:
-        """Whole groups, up to local_rollout_forward_batch_size completions a rank (one group at the least)."""
+        """Whole groups, up to local_rollout_forward_batch_size completions a rank (one group at the least).
+
+        Which groups wait together depends on time, and what is packed beside a sample can move the last bits of its
+        log-probs: a deterministic run scores each group alone.
+        """
         room = self._settings.local_rollout_forward_batch_size * self.num_ranks
         taken = [self._waiting.pop(0)]
         size = len(taken[0][0])
-        while self._waiting and size + len(self._waiting[0][0]) <= room:
+        while not self._settings.deterministic and self._waiting and size + len(self._waiting[0][0]) <= room:
             taken.append(self._waiting.pop(0))
             size += len(taken[-1][0])
         return taken
@@ -119,6 +123,11 @@ class Learner:
         """Write the policy in Hugging Face format."""
         async with self._lock:
             await self._on_all("export", *[(folder,)] * self.num_ranks)
+
+    async def export_adapter(self, folder: str) -> None:
+        """Write the adapters in PEFT's format."""
+        async with self._lock:
+            await self._on_all("export_adapter", *[(folder,)] * self.num_ranks)
 
     async def close(self) -> None:
         """Leave every group; errors are of no interest any more."""

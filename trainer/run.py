@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from reward_server.check import check_judge
@@ -16,6 +15,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.collect import Collector
 from trainer.config import RunSettings
 from trainer.evaluate import HeldOut, evaluate_held_out
+from trainer.export import Exports
 from trainer.group import Group
 from trainer.journal import Journal
 from trainer.loop import train
@@ -68,7 +68,7 @@ class Run:
     ) -> None:
         self._settings, self._material, self._token, self._services = settings, material, token, services
         self._say = say
-        self._checkpoints = Checkpoints(settings)
+        self._checkpoints, self._exports = Checkpoints(settings), Exports(settings)
         self._live = PolicyVersion(0, 0)  # what the replicas hold
         self._done = (PolicyVersion(0, 0), 0)  # the last whole step, and the first prompt it did not use
         self._first_step = 0
@@ -105,17 +105,17 @@ class Run:
                 version = await self._train(collector, journal)
                 after = await self._held_out(collector, journal, "held-out, after")
                 with journal.timed("export"):
-                    await learner.export(str(Path(settings.output_dir) / "policy"))
+                    await self._exports.save_final(learner)
                 return self._summary(version, await fleet.versions(), before, after) | journal.summary()
 
     async def _restore(self) -> None:
+        self._checkpoints.clear_leftovers()
         found = self._checkpoints.to_resume()
         if found is None:
             return
         path, state = found
         await self._services.learner.load(str(path))
-        # A new lineage: what an earlier life of this run wrote at the same steps must not be taken for ours.
-        self._done = (PolicyVersion(state.lineage + 1, state.step), state.next_prompt)
+        self._done = (state.resumed_version(deterministic=self._settings.deterministic), state.next_prompt)
         self._first_step = state.step
         self._say(f"resumed from {path}: step {state.step}")
 
@@ -157,6 +157,8 @@ class Run:
         self._done = (version, next_prompt)
         if self._checkpoints.is_due(version.step):
             await self._checkpoints.save(self._services.learner, version, next_prompt)
+        if self._exports.is_due(version.step):
+            await self._exports.save(self._services.learner, version.step)
 
     async def _save_what_is_done(self) -> None:
         """After a failure: a checkpoint of the last whole step, if that is what the learner still holds."""

@@ -18,7 +18,7 @@ from trainer.config import RunSettings
 from trainer.placement import place_learner, ray_cluster, stop_host
 from trainer.ranks import Learner
 from wire.engine import resolve_device
-from wire.errors import ServiceError
+from wire.errors import ConfigError, ServiceError
 
 WATCH_INTERVAL_S = 2.0
 OBSERVE_INTERVAL_S = 5.0
@@ -70,6 +70,7 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         say: told of each part that is ready.
 
     Raises:
+        ConfigError: the run is deterministic and the reward service that it joins is not.
         ServiceError: a part did not start; the message carries its last words.
     """
     async with AsyncExitStack() as stack:
@@ -97,7 +98,10 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
                 scheme=Scheme.of(settings),
             )
         )
-        yield Services(learner, fleet, judge, hosts, await judge.info())
+        info = await judge.info()
+        if settings.deterministic and not info.get("deterministic"):
+            raise ConfigError(f"a deterministic run cannot join {reward_url}: start it with --deterministic true too")
+        yield Services(learner, fleet, judge, hosts, info)
 
 
 async def _started(host: Any, say: Callable[[str], None]) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from wire.errors import ConfigError
 from wire.token import TOKEN_FILE_ENV
 
+CPU_DETERMINISM = {"VLLM_CPU_ATTN_SPLIT_KV": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
 
 def resolve_device(device: str) -> str:
     """`cuda` or `cpu` for `auto`, by whether this host shows an NVIDIA device; no torch is imported for it."""
@@ -48,6 +50,7 @@ def vllm_command(
     max_num_seqs: int,
     tensor_parallel_size: int = 1,
     gpu_memory_utilization: float = 0.9,
+    deterministic: bool = False,
     extra_args: Sequence[str] = (),
 ) -> list[str]:
     """The argv of a vLLM server that asks for the token on every route.
@@ -62,6 +65,7 @@ def vllm_command(
         max_num_seqs: sequences that generate at once.
         tensor_parallel_size: ranks that share one copy of the model.
         gpu_memory_utilization: share of a GPU's memory that the server takes (GPU only).
+        deterministic: whether an answer must not depend on what the server did before, or does beside it.
         extra_args: appended as they are.
     """
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
@@ -69,6 +73,8 @@ def vllm_command(
     command += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)]
     command += ["--tensor-parallel-size", str(tensor_parallel_size), "--generation-config", "vllm"]
     command += ["--middleware", "wire.token.TokenMiddleware", "--no-enable-log-requests"]
+    # A prompt whose head is cached is computed in other pieces than one that is not, and which it is depends on time.
+    command += ["--no-enable-prefix-caching" if deterministic else "--enable-prefix-caching"]
     if device == "cuda":
         command += ["--gpu-memory-utilization", str(gpu_memory_utilization)]
     else:
@@ -84,9 +90,12 @@ def vllm_command(
 
 
 def vllm_environment(
-    *, bind_address: str, token_file: str, device: str, tensor_parallel_size: int = 1
+    *, bind_address: str, token_file: str, device: str, tensor_parallel_size: int = 1, deterministic: bool = False
 ) -> dict[str, str]:
-    """The environment of a vLLM server: this process's own, with the token's path, the interface, and CPU settings."""
+    """The environment of a vLLM server: this process's own, with the token's path, the interface, and CPU settings.
+
+    `deterministic` makes an answer independent of what else is in the batch, and equal on every server.
+    """
     env = dict(os.environ)
     env[TOKEN_FILE_ENV] = str(Path(token_file).expanduser())
     env["VLLM_HOST_IP"] = bind_address  # the engine's own rendezvous listens here too (rollout_server/plugin.py)
@@ -102,4 +111,7 @@ def vllm_environment(
             env.setdefault("OMP_NUM_THREADS", "1")
         else:  # ranks of one server spin in shared memory: each needs a core of its own
             env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(str(core) for core in range(tensor_parallel_size)))
+    if deterministic:
+        # What the shell says may differ from host to host, and with it the order of the sums.
+        env |= CPU_DETERMINISM if device == "cpu" else {"VLLM_BATCH_INVARIANT": "1"}
     return env

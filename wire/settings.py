@@ -36,6 +36,9 @@ class ServiceSettings:
         default="auto",
         metadata={"help": "cuda, cpu, or auto: cuda where a GPU is visible.", "choices": ["auto", "cpu", "cuda"]},
     )
+    deterministic: bool = field(
+        default=False, metadata={"help": "Same settings, same run, bit for bit. Slower; every server needs it too."}
+    )
 
     def check(self) -> None:
         """Raises ConfigError on a value that cannot work."""

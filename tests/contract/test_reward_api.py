@@ -185,6 +185,7 @@ async def test_check_says_who_judges(app):
         info = await client.info()
     assert info["model"] == RewardSettings.judge_model_name_or_path and info["dialect"] == "boxed"
     assert info["limits"]["timeout_s"] == 900 and info["tie_break"] == 0.08
+    assert info["deterministic"] is False  # what a deterministic trainer asks before it joins
 
 
 async def test_a_wrong_token_is_said_so_by_every_call(app):

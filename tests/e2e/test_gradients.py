@@ -6,19 +6,13 @@ Real DeepSpeed on CPU: ZeRO-2 and ZeRO-3 (there with gradient checkpointing), on
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from tests.e2e.conftest import ROOT
 from tests.e2e.gradient_case import (
     ADAM_RATE,
     BUDGETS,
@@ -31,8 +25,8 @@ from tests.e2e.gradient_case import (
     TEMPERATURE,
     Tensors,
 )
+from tests.ranks import run_ranks
 from trainer.batch import Sample
-from wire.process import free_port
 
 VOCABULARY = 97
 CLOSE = 1e-5  # relative L2 distance of a tensor: fp32 sums in another order
@@ -117,36 +111,12 @@ def found(
     rows = [[s.prompt_ids, s.completion_ids, s.sampled_logprobs, s.advantage] for s in samples]
     (folder / "samples.json").write_text(json.dumps(rows))
     for world in (1, 2):
-        run_ranks(folder, world)
+        run_ranks("tests.e2e.gradient_case", folder, world)
     return {
         (stage, world): results
         for world in (1, 2)
         for stage, results in torch.load(folder / f"world-{world}.pt").items()
     }
-
-
-def run_ranks(folder: Path, world: int) -> None:
-    port = str(free_port("127.0.0.1"))
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.e2e.gradient_case"]
-    logs = [folder / f"rank-{rank}-of-{world}.log" for rank in range(world)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as file:
-            arguments = [*command, str(rank), str(world), port, str(folder)]
-            ranks.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=file, stderr=file))
-    end = time.monotonic() + 240
-    while any(process.poll() is None for process in ranks) and time.monotonic() < end:
-        if any(process.returncode for process in ranks):
-            break  # the others wait for it in a collective
-        time.sleep(0.1)
-    codes = [process.poll() for process in ranks]
-    for process in ranks:
-        process.kill()
-        process.wait()
-    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 LAYOUTS = [(stage, world) for stage in (2, 3) for world in (1, 2)]

@@ -33,6 +33,7 @@ print(json.dumps(received), flush=True)
 
 SENDER = """
 import json, sys, torch
+from trainer.lora import served_weights
 from trainer.publish import ZeroWeightSource, open_transfer
 spec = json.loads(sys.argv[1])
 torch.cuda.set_device(0)
@@ -56,7 +57,7 @@ class PipeClient:
         pass
 
 
-source = ZeroWeightSource(model, torch.bfloat16, 2**20, is_sender=True)
+source = ZeroWeightSource(served_weights(model), torch.bfloat16, 2**20, is_sender=True)
 engine = open_transfer("nccl", rank=0, client=PipeClient(), source=source, bind_address="127.0.0.1",
                        bucket_bytes=2**20, timeout_s=120)
 engine.send_weights()

@@ -72,3 +72,12 @@ def test_the_genrm_is_started_behind_the_token_with_the_judges_limits():
     assert str(process.log_path) == "logs/judge-0.log"
     untrusting = genrm_process(RewardSettings(device="cuda", judge_trust_remote_code=False), 0)
     assert "--trust-remote-code" not in untrusting._command
+
+
+def test_a_deterministic_judge_is_one_rank_unless_it_is_somebody_elses():
+    with pytest.raises(ConfigError, match=r"judge_tensor_parallel_size 1, and it is 4.*set it to 1, or determ"):
+        RewardSettings(deterministic=True).check()
+    RewardSettings(deterministic=True, judge_tensor_parallel_size=1).check()
+    RewardSettings(deterministic=True, reward_url="http://node1:8000").check()
+    process = genrm_process(RewardSettings(device="cuda", deterministic=True, judge_tensor_parallel_size=1), 0)
+    assert process._env["VLLM_BATCH_INVARIANT"] == "1" and "--no-enable-prefix-caching" in process._command

@@ -86,6 +86,13 @@ def test_a_head_in_fp32_is_what_vllm_understands_by_the_command(tmp_path: Path, 
     assert (str(config.dtype), str(config.head_dtype)) == ("torch.bfloat16", f"torch.{head}")
 
 
+def test_a_deterministic_replica_is_told_so_in_its_command_and_its_environment() -> None:
+    settings = RolloutSettings(device="cuda", deterministic=True)
+    assert "--no-enable-prefix-caching" in flags_of(settings)
+    assert replica_process(settings, 0)._env["VLLM_BATCH_INVARIANT"] == "1"
+    assert "--enable-prefix-caching" in flags_of(RolloutSettings(device="cuda"))
+
+
 def test_a_replicas_process_has_its_port_its_log_and_the_tokens_path(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     (tmp_path / "policy").mkdir()
@@ -139,6 +146,10 @@ def test_the_backend_follows_the_device_unless_it_is_named() -> None:
             r"fp32_lm_head needs vLLM's --hf-overrides for itself, and rollout_extra_args \(.*\) takes it",
         ),
         ({"bind_address": "localhost"}, "bind_address 'localhost'"),
+        (
+            {"deterministic": True, "rollout_tensor_parallel_size": 2},
+            "rollout_tensor_parallel_size 1, and it is 2.*set it to 1, or deterministic to false",
+        ),
     ],
 )
 def test_a_value_that_cannot_work_is_named_with_its_number(changes: dict[str, Any], message: str) -> None:

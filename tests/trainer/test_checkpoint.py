@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainer.checkpoint import Checkpoints, DriverState
 from trainer.config import RunSettings
@@ -159,3 +165,105 @@ async def test_a_run_that_went_back_keeps_what_it_writes_and_latest_means_last_w
     resumed = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume()
     assert resumed is not None
     assert resumed[0].name == "checkpoint-4"
+
+
+@pytest.mark.parametrize(
+    ("written_by", "resumed_by", "lineage"), [(False, False, 4), (True, True, 3), (True, False, 4), (False, True, 4)]
+)
+async def test_only_between_deterministic_lives_does_the_lineage_go_on(
+    tmp_path: Path, written_by: bool, resumed_by: bool, lineage: int
+) -> None:
+    await save(Checkpoints(settings_for(tmp_path, deterministic=written_by)), 5, lineage=3)
+    resumed = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume()
+    assert resumed is not None
+    assert resumed[1].resumed_version(deterministic=resumed_by) == PolicyVersion(lineage, 5)
+
+
+async def test_what_a_killed_life_left_is_gone_with_the_next_save(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(settings_for(tmp_path))
+    for name in (".checkpoint-3.partial", ".checkpoint-1.removed"):
+        (tmp_path / name / "learner").mkdir(parents=True)
+    (tmp_path / "runs").mkdir()
+    await save(checkpoints, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "runs"]
+    (tmp_path / ".checkpoint-5.partial").mkdir()
+    checkpoints.clear_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "runs"]
+
+
+async def test_the_event_loop_runs_on_while_a_checkpoint_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync that waits for the loop to turn would wait for ever if the loop waited for it."""
+    turned, loop = asyncio.Event(), asyncio.get_running_loop()
+    sync = os.fsync
+
+    def slow_sync(descriptor: int) -> None:
+        asyncio.run_coroutine_threadsafe(turned.wait(), loop).result(timeout=10)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow_sync)
+    saving = asyncio.create_task(save(Checkpoints(settings_for(tmp_path)), 1))
+    await asyncio.sleep(0.01)
+    assert not saving.done()
+    turned.set()
+    assert await saving == [tmp_path / "checkpoint-1"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+class Writing(Saver):
+    """Writes so many KiB as a rank does, whose errors reach the driver as ServiceErrors."""
+
+    def __init__(self, kib: int) -> None:
+        super().__init__()
+        self.kib = kib
+
+    async def save(self, folder: str) -> None:
+        (Path(folder) / "learner").mkdir()
+        try:
+            torch.save(torch.zeros(self.kib * 256), Path(folder) / "learner" / "rank0.pt")
+        except (OSError, RuntimeError) as error:
+            raise ServiceError(f"learner rank 0: save: {error}") from error
+
+
+async def test_a_full_disk_ends_in_one_clear_error_and_leaves_the_checkpoint_before_whole(small_disk: Path) -> None:
+    checkpoints = Checkpoints(settings_for(small_disk))
+    (before,) = await save(checkpoints, 1, saver=Writing(600))
+    message = (
+        f"{small_disk}/checkpoint-2 could not be written: learner rank 0: save: .*MB were written, and 0.0 MB free "
+        f"after that; {before} is intact, of 0.6 MB"
+    )
+    with pytest.raises(ServiceError, match=message):
+        await save(checkpoints, 2, saver=Writing(600))
+    assert [path.name for path in small_disk.iterdir()] == ["checkpoint-1"]
+    assert torch.load(before / "learner" / "rank0.pt").numel() == 600 * 256
+    resumed = Checkpoints(settings_for(small_disk, resume_from_checkpoint="latest")).to_resume()
+    assert resumed is not None and resumed[1].step == 1
+    await save(checkpoints, 3, saver=Writing(100))  # there is room again for what fits
+
+
+async def test_a_disk_that_fills_with_the_drivers_own_part_is_the_same_error(small_disk: Path) -> None:
+    class Filling(Saver):
+        async def save(self, folder: str) -> None:
+            with pytest.raises(OSError) as raised, (Path(folder) / "weights").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            assert raised.value.errno == errno.ENOSPC
+
+    with pytest.raises(ServiceError, match=r"checkpoint-1 could not be written: .*No space left on device"):
+        await save(Checkpoints(settings_for(small_disk)), 1, saver=Filling())
+    assert list(small_disk.iterdir()) == []

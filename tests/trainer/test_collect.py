@@ -16,7 +16,7 @@ from trainer.group import Group
 from trainer.prompts import Prompt
 from wire.errors import PromptDropped, ServiceError
 from wire.generation import Completion, PolicyVersion, VersionSpan
-from wire.judgement import GroupVerdict, Message
+from wire.judgement import GroupVerdict, Message, MissingReason, PlacedVerdict, Verdict
 
 PROMPT = Prompt(5, ({"role": "user", "content": "sea?"},), (1, 2, 3))
 
@@ -35,6 +35,7 @@ class World:
         self.steps_during_the_pass = 0
         self.failure: Exception | None = None
         self.judge_hangs = False
+        self.missing: MissingReason | None = None  # of one verdict more than the scores need
 
     @asynccontextmanager
     async def generate(
@@ -77,7 +78,8 @@ class World:
         if self.judge_hangs:
             await asyncio.Event().wait()
         await asyncio.sleep(0.01)
-        return GroupVerdict(scores=tuple(self.scores), verdicts=())
+        lost = [PlacedVerdict(first=0, second=1, verdict=Verdict(missing=self.missing))] if self.missing else []
+        return GroupVerdict(scores=tuple(self.scores), verdicts=tuple(lost))
 
     async def reference(self, samples: Sequence[Sample]) -> list[Logprobs]:
         self.events.append("reference")
@@ -220,3 +222,19 @@ async def test_seeds_differ_by_purpose_and_occurrence_and_only_the_completions_b
     assert world.pairing_seeds[0] == world.pairing_seeds[3] and len(set(world.pairing_seeds)) == 3
     assert [request["salt"] for request in world.requests] == ["0.7"] * 3 + ["1.7"]
     assert world.requests[0]["token_ids"] == (1, 2, 3) and world.requests[0]["num"] == 3
+
+
+@pytest.mark.parametrize("reason", ["timeout", "server_lost"])
+async def test_a_deterministic_run_does_not_go_on_without_a_verdict_that_only_time_took(reason: MissingReason) -> None:
+    world = World()
+    world.missing = reason
+    assert await collector(world)(PROMPT)
+    with pytest.raises(ServiceError, match=f"prompt 5: verdicts are missing \\(1 {reason}\\).*resume it"):
+        await collector(world, deterministic=True)(PROMPT)
+
+
+@pytest.mark.parametrize("reason", ["unreadable", "too_long", "refused"])
+async def test_a_verdict_that_the_text_itself_cannot_have_is_missing_in_every_run(reason: MissingReason) -> None:
+    world = World()
+    world.missing = reason
+    assert await collector(world, deterministic=True)(PROMPT)

@@ -124,6 +124,11 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"warmup_ratio": -0.1}, r"warmup_ratio \(-0.1\)"),
     ({"missing_eos_penalty": -1.0}, r"missing_eos_penalty \(-1.0\) is subtracted; give a positive"),
     ({"importance_weights": "tokens"}, "importance_weights 'tokens' is not among token, sequence, none"),
+    (
+        {"deterministic": True, "judge_tensor_parallel_size": 1},
+        "deterministic needs max_lag 0, and it is 1: .*set max_lag to 0, or deterministic to false",
+    ),
+    ({"deterministic": True, "max_lag": 0}, "judge_tensor_parallel_size 1, and it is 4"),
     ({"rloo_k": 1}, r"rloo_k \(1\) must be at least 2: the baseline"),
     ({"rloo_k": 0}, r"rloo_k \(0\) must be at least 2"),
     ({"rloo_k": 5}, r"\(2\) x gradient_accumulation_steps \(8\) = 16 completions do not divide by rloo_k \(5\).*"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ class World:
         self.lags: list[int] = []
         self.advantages: list[float] = []
         self.refuses_at: int | None = None
+        self.save_seconds = 0.0
         self.live = PolicyVersion(0, 0)
         self.num_ranks = 1
 
@@ -56,6 +58,9 @@ class World:
 
     async def checkpoint(self, version: PolicyVersion, next_prompt: int) -> None:
         self.events.append(f"checkpoint {version.label} {next_prompt}")
+        if self.save_seconds:
+            await asyncio.sleep(self.save_seconds)
+            self.events.append(f"saved {version.label}")
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -145,3 +150,11 @@ async def test_groups_that_inspection_refuses_are_not_trained_on() -> None:
     assert [event for event in world.events if event.startswith(("inspect", "step"))] == [
         "inspect [0, 1]", "step 4", "inspect [2, 3]"
     ]  # fmt: skip
+
+
+async def test_the_next_groups_are_written_while_a_checkpoint_is() -> None:
+    world = World(settings_for(max_lag=0))
+    world.save_seconds = 0.01
+    await run(world)
+    during = world.events[world.events.index("checkpoint 0.1 2") : world.events.index("saved 0.1")]
+    assert during == ["checkpoint 0.1 2", "collect 2", "collect 3"]

@@ -131,6 +131,17 @@ async def test_groups_that_wait_together_are_scored_together_up_to_the_limit() -
     assert passes == [6, 6, 3]
 
 
+async def test_a_deterministic_run_scores_each_group_alone_whoever_waits_with_it() -> None:
+    ranks = Ranks(1)
+    ranks.gate.clear()
+    driver = learner(ranks, deterministic=True)
+    tasks = [asyncio.create_task(driver.reference(group(*range(3)))) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    ranks.gate.set()
+    await asyncio.gather(*tasks)
+    assert ranks.num_samples == [3, 3, 3, 3]
+
+
 async def test_a_group_larger_than_the_limit_is_scored_alone() -> None:
     ranks = Ranks(1)
     driver = learner(ranks, local_rollout_forward_batch_size=2)

@@ -1,0 +1,38 @@
+"""Learner ranks under real DeepSpeed for a test: a process each, outside of Ray and of the test's own process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from wire.process import free_port
+
+ROOT = Path(__file__).parents[1]
+DEADLINE_S = 240.0
+
+
+def run_ranks(module: str, folder: Path, world: int) -> None:
+    """Run `python -m module rank world port folder` for each rank, to the end of all or of the first that fails."""
+    port = str(free_port("127.0.0.1"))
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"
+    }  # fmt: skip
+    logs = [folder / f"rank-{rank}-of-{world}.log" for rank in range(world)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("wb") as file:
+            arguments = [sys.executable, "-m", module, str(rank), str(world), port, str(folder)]
+            ranks.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=file, stderr=file))
+    end = time.monotonic() + DEADLINE_S
+    while any(process.poll() is None for process in ranks) and time.monotonic() < end:
+        if any(process.returncode for process in ranks):
+            break  # the others wait for it in a collective
+        time.sleep(0.1)
+    codes = [process.poll() for process in ranks]
+    for process in ranks:
+        process.kill()
+        process.wait()
+    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
