@@ -1,0 +1,1 @@
+"""One program a question; each ends with one JSON line."""
