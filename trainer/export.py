@@ -67,10 +67,10 @@ class Exports:
             await self._whole(self._folder / "adapter", lambda folder: exporter.export_adapter(str(folder)))
         return await self._whole(self._folder / "policy", lambda folder: exporter.export(str(folder)))
 
-    @staticmethod
-    async def _whole(final: Path, write: Callable[[Path], Awaitable[None]]) -> Path:
+    async def _whole(self, final: Path, write: Callable[[Path], Awaitable[None]]) -> Path:
+        for leftover in self._leftovers():
+            shutil.rmtree(leftover, ignore_errors=True)
         aside = aside_of(final)
-        shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir(parents=True)
             await write(aside)
@@ -79,3 +79,7 @@ class Exports:
             shutil.rmtree(aside, ignore_errors=True)
             raise ServiceError(f"{final} could not be written: {error}") from error
         return final
+
+    def _leftovers(self) -> list[Path]:
+        """What killed lives left, half written or half removed."""
+        return [path for name in ("export-", "policy.", "adapter.") for path in self._folder.glob(f".{name}*")]

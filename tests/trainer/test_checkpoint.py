@@ -127,6 +127,7 @@ async def test_a_run_resumes_from_the_latest_or_from_the_one_that_is_named(tmp_p
         ({"gradient_accumulation_steps": 16}, "completions_per_step 16, this run has 32"),
         ({"gradient_accumulation_steps": 4, "num_learner_ranks": 2}, "num_learner_ranks 1, this run has 2"),
         ({"seed": 43}, "seed 42, this run has 43"),
+        ({"use_peft": True, "lora_r": 8}, "adapters none, this run has LoRA r 8, alpha 32, on all-linear"),
     ],
 )
 async def test_what_must_stay_the_same_is_refused_with_both_numbers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,6 +81,17 @@ def test_the_estimators_options_can_be_given_as_flags() -> None:
         parse_settings(RunSettings, ["--importance_weights=tokens"], strict_file=True)
 
 
+def test_adapters_have_trls_defaults_and_are_named_as_flags_or_in_a_file(tmp_path: Path) -> None:
+    s = RunSettings(use_peft=True)
+    assert (s.lora_r, s.lora_alpha, s.lora_target_modules) == (16, 32, ["all-linear"])
+    assert (s.adapters, RunSettings().adapters) == ("LoRA r 16, alpha 32, on all-linear", "none")
+    (tmp_path / "run.yaml").write_text("use_peft: true\nlora_r: 8\nlora_target_modules: [q_proj, v_proj]\n")
+    flags = ["--use_peft", "--lora_r=8", "--lora_target_modules", "q_proj", "v_proj"]
+    for arguments in (flags, ["--config", str(tmp_path / "run.yaml")]):
+        settings, _ = parse_settings(RunSettings, ["--device=cpu", *arguments], strict_file=True)
+        assert settings.adapters == "LoRA r 8, alpha 32, on q_proj v_proj"
+
+
 def test_the_token_budget_is_one_longest_sequence_unless_it_is_given() -> None:
     assert RunSettings().microbatch_tokens == 5120
     assert RunSettings(max_tokens_per_microbatch=2048).microbatch_tokens == 2048
@@ -107,9 +119,9 @@ def test_only_the_tests_switch_skips_a_push(monkeypatch: pytest.MonkeyPatch, val
 AT_LEAST_ONE = (
     "total_episodes", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches",
     "num_ppo_epochs", "local_rollout_forward_batch_size", "num_learner_ranks", "save_total_limit",
-    "logprob_chunk_tokens",
+    "logprob_chunk_tokens", "lora_r", "lora_alpha",
 )  # fmt: skip
-AT_LEAST_ZERO = ("max_lag", "num_eval_prompts", "save_steps", "max_tokens_per_microbatch")
+AT_LEAST_ZERO = ("max_lag", "num_eval_prompts", "save_steps", "export_steps", "max_tokens_per_microbatch")
 POSITIVE = (
     "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s", "reward_clip_range",
     "advantage_clip_range", "max_first_logp_gap", "max_logp_gap",
@@ -129,6 +141,8 @@ RULES: list[tuple[dict[str, Any], str]] = [
         "deterministic needs max_lag 0, and it is 1: .*set max_lag to 0, or deterministic to false",
     ),
     ({"deterministic": True, "max_lag": 0}, "judge_tensor_parallel_size 1, and it is 4"),
+    ({"lora_dropout": 0.05}, r"lora_dropout \(0.05\) must be 0: under dropout"),
+    ({"lora_target_modules": []}, "lora_target_modules is empty; name layers, or give all-linear"),
     ({"rloo_k": 1}, r"rloo_k \(1\) must be at least 2: the baseline"),
     ({"rloo_k": 0}, r"rloo_k \(0\) must be at least 2"),
     ({"rloo_k": 5}, r"\(2\) x gradient_accumulation_steps \(8\) = 16 completions do not divide by rloo_k \(5\).*"

@@ -67,6 +67,23 @@ def test_what_is_offloaded_or_not_needed_takes_no_memory() -> None:
     assert learner_memory(shape, RunSettings(), {"stage": 2}).reference == 2 * 8e9
 
 
+def test_with_adapters_only_these_have_states_and_the_frozen_weights_are_the_reference_too() -> None:
+    whole = ModelShape(8_000_000_000, 600_000_000, 36, 4096, 12288, 151_936, num_adapter_parameters=50_000_000)
+    settings = RunSettings(num_learner_ranks=8, use_peft=True)
+    zero2 = learner_memory(whole, settings, {"stage": 2})
+    assert zero2.model_states == 2 * 8e9 + zero2_states(50_000_000, 8, offload_optimizer=False)
+    zero3 = learner_memory(whole, settings, {"stage": 3})
+    assert zero3.model_states == 2 * 8e9 / 8 + 4 * 6e8 + 18 * 5e7 / 8
+    offloaded = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    assert learner_memory(whole, settings, offloaded).model_states == 4 * 6e8
+    assert zero2.reference == zero3.reference == 0
+    full = learner_memory(whole, RunSettings(num_learner_ranks=8), {"stage": 2})
+    assert full.output_head - zero2.output_head == (4 + 2) * 4096 * 151_936
+    assert full.activations == zero2.activations
+    in_fp32 = RunSettings(num_learner_ranks=8, use_peft=True, bf16=False)
+    assert learner_memory(whole, in_fp32, {"stage": 2}).model_states - zero2.model_states == 2 * 8e9
+
+
 def test_a_smaller_budget_a_smaller_chunk_and_checkpointing_each_take_less() -> None:
     shape = ModelShape(8_000_000_000, 600_000_000, 36, 4096, 12288, 151_936)
     base = learner_memory(shape, RunSettings(), {"stage": 2})

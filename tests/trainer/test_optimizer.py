@@ -70,6 +70,13 @@ def test_vectors_do_not_decay() -> None:
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
 
 
+def test_what_is_frozen_is_not_optimized() -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.requires_grad_(False)
+    (group,) = weight_decay_groups(model, 0.1)
+    assert group["params"] == [model.bias]
+
+
 def test_a_matrix_that_zero_3_has_flattened_still_decays() -> None:
     model = torch.nn.Linear(3, 2)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -148,6 +148,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a DeepSpeed file that is not there": (["--deepspeed=no.json"], "deepspeed no.json: no JSON file"),
     "a DeepSpeed file that is none": (["--deepspeed=pyproject.toml"], "deepspeed pyproject.toml: no JSON file"),
     "a reference that cannot be offloaded": (["--offload_reference"], "offload_reference needs ZeRO-3"),
+    "an adapter for no layer": (["--use_peft", "--lora_target_modules=q_porj"], "'q_porj' names no linear layers"),
     "a truth that is not there": (
         ["--truth_function=no.such:thing"],
         "truth_function 'no.such:thing' cannot be loaded",

@@ -162,10 +162,11 @@ async def test_one_call_runs_at_a_time_and_all_ranks_see_one_order() -> None:
         driver.save("folder"),
         driver.load("folder"),
         driver.export("folder"),
+        driver.export_adapter("folder"),
     )
     assert ranks.methods(0) == ranks.methods(1) == ranks.methods(2)
     assert sorted(set(ranks.methods(0))) == [
-        "export", "load", "open_transfer", "reference", "save", "send_weights", "step"
+        "export", "export_adapter", "load", "open_transfer", "reference", "save", "send_weights", "step"
     ]  # fmt: skip
 
 
