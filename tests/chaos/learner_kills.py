@@ -35,7 +35,7 @@ from wire.process import free_port
 from wire.token import read_or_create_token
 
 COMPLETIONS_PER_STEP = 16
-NUM_STEPS = 8
+NUM_STEPS = 6
 SHARE_IN_SAVE = 1 / 3
 LIFE_S = 600.0  # a life that takes longer hangs
 POLL_S = 0.002  # the toy's checkpoint is written in some tens of milliseconds
@@ -64,6 +64,14 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Lifetime:
+    """Seconds from the learner's appearance until it is ready, and from there to the end of the run."""
+
+    load_s: float
+    work_s: float
+
+
+@dataclass(frozen=True)
 class Ground:
     """What survives the kills: where outputs lie, the services, and the token to them."""
 
@@ -72,8 +80,9 @@ class Ground:
     reward_url: str
     rollout_urls: tuple[str, ...]
 
-    def start(self, name: str, *, num_replicas: int, resume: bool) -> Program:
-        """A life of run `name`."""
+    @contextmanager
+    def life(self, name: str, *, num_replicas: int, resume: bool) -> Iterator[Program]:
+        """A life of run `name`, ended with the block at the latest."""
         output = self.folder / name
         output.mkdir(exist_ok=True)
         flags = ["--deterministic", "true", "--max_lag", "0", "--num_eval_prompts", "0", "--judge_check", "false"]
@@ -82,7 +91,12 @@ class Ground:
         flags += ["--reward_url", self.reward_url, "--token_file", str(self.token_file), "--output_dir", str(output)]
         flags += ["--replicas", "0", "--rollout_urls", *self.rollout_urls[:num_replicas]]
         flags += ["--resume_from_checkpoint", "latest"] if resume else []
-        return Program("trainer.main", *flags, output=self.folder / f"{name}.out")
+        program = Program("trainer.main", *flags, output=self.folder / f"{name}.out")
+        try:
+            yield program
+        finally:
+            if program.process.poll() is None:
+                program.stop()
 
     def weights(self, name: str) -> Weights:
         """The final policy of run `name`, as bits."""
@@ -142,7 +156,6 @@ def end_of(life: Program) -> int:
     try:
         return life.process.wait(LIFE_S)
     except subprocess.TimeoutExpired:
-        life.stop()
         raise Broken(f"a life did not end within {LIFE_S:.0f} s: {life.text()[-2000:]}") from None
 
 
@@ -166,13 +179,13 @@ class Killing:
         ground: the services.
         report: takes note.
         draw: places the kills.
-        lifetime_s: how long an uninterrupted run's learner lives, which the moments are drawn from.
+        lifetime: of an uninterrupted run's learner; the moments are drawn from as much of it as lies before a life.
     """
 
     ground: Ground
     report: Report
     draw: random.Random
-    lifetime_s: float
+    lifetime: Lifetime
 
     def run(self, name: str, kills: int) -> None:
         """A run from its first step to its last, with at most so many kills on the way."""
@@ -180,12 +193,11 @@ class Killing:
         output, killed_before = self.ground.folder / name, self.report.kills
         while True:
             steps = whole_steps(output) if output.exists() else []
-            life = self.ground.start(
-                name, num_replicas=self.draw.randint(1, len(self.ground.rollout_urls)), resume=bool(steps)
-            )
-            if self.report.kills - killed_before < kills:
-                self._kill(life, output)
-            code = end_of(life)
+            num_replicas = self.draw.randint(1, len(self.ground.rollout_urls))
+            with self.ground.life(name, num_replicas=num_replicas, resume=bool(steps)) as life:
+                if self.report.kills - killed_before < kills:
+                    self._kill(life, output, NUM_STEPS - (steps[-1] if steps else 0))
+                code = end_of(life)
             self._check_start(life, code, steps[-1] if steps else None)
             if code == 0:
                 break
@@ -196,11 +208,12 @@ class Killing:
         if leftovers := [path.name for path in output.glob(".checkpoint-*")]:
             raise Broken(f"{leftovers} were left in {output}")
 
-    def _kill(self, life: Program, output: Path) -> None:
+    def _kill(self, life: Program, output: Path, steps_left: int) -> None:
         pid = wait_for_learner(life)
         in_save = self.draw.random() < SHARE_IN_SAVE
-        moment = time.monotonic() + self.draw.uniform(0, self.lifetime_s)
-        to_skip = self.draw.randrange(NUM_STEPS // 2)
+        work_s = self.lifetime.work_s * steps_left / NUM_STEPS
+        moment = time.monotonic() + self.draw.uniform(0, self.lifetime.load_s + work_s)
+        to_skip = self.draw.randrange(max(1, steps_left // 2))
         seen: set[str] = set()
         while life.process.poll() is None:
             writing = {path.name for path in output.glob(".checkpoint-*.partial")}
@@ -227,14 +240,16 @@ class Killing:
             raise Broken(f"went on from {found[1] if found else 'the start'} where the newest checkpoint was {step}")
 
 
-def uninterrupted(ground: Ground, name: str, *, num_replicas: int) -> tuple[Weights, float]:
-    """The final weights, and how long the learner lived in seconds."""
-    life = ground.start(name, num_replicas=num_replicas, resume=False)
-    wait_for_learner(life)
-    started = time.monotonic()
-    if code := end_of(life):
-        raise Broken(f"the uninterrupted run ended with exit code {code}: {life.text()[-2000:]}")
-    return ground.weights(name), time.monotonic() - started
+def uninterrupted(ground: Ground, name: str, *, num_replicas: int) -> tuple[Weights, Lifetime]:
+    """The final weights, and how long the learner lived."""
+    with ground.life(name, num_replicas=num_replicas, resume=False) as life:
+        wait_for_learner(life)
+        started = time.monotonic()
+        life.wait_for("ready: learner")
+        ready = time.monotonic()
+        if code := end_of(life):
+            raise Broken(f"the uninterrupted run ended with exit code {code}: {life.text()[-2000:]}")
+    return ground.weights(name), Lifetime(ready - started, time.monotonic() - ready)
 
 
 def differences(one: Weights, other: Weights) -> list[str]:
@@ -251,13 +266,13 @@ def compare(report: Report, expected: Weights, ground: Ground, name: str) -> Non
 
 def assault(ground: Ground, report: Report, kills: int) -> None:
     """The whole of it; see the module. Raises Broken."""
-    expected, lifetime_s = uninterrupted(ground, "uninterrupted", num_replicas=1)
-    say(f"uninterrupted: the learner lived {lifetime_s:.0f} s")
+    expected, lifetime = uninterrupted(ground, "uninterrupted", num_replicas=1)
     if len(ground.rollout_urls) > 1:
-        uninterrupted(ground, "more-replicas", num_replicas=len(ground.rollout_urls))
+        _, lifetime = uninterrupted(ground, "more-replicas", num_replicas=len(ground.rollout_urls))
         compare(report, expected, ground, "more-replicas")
         say(f"equal over {len(ground.rollout_urls)} replicas")
-    killing = Killing(ground, report, random.Random(report.seed), lifetime_s)
+    say(f"a learner loads for {lifetime.load_s:.1f} s and works for {lifetime.work_s:.1f} s")
+    killing = Killing(ground, report, random.Random(report.seed), lifetime)
     while report.kills < kills:
         report.equal = False
         name = f"killed-{report.runs}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from trainer.config import RunSettings
 from trainer.export import Exports
 from wire.errors import ServiceError
+from wire.generation import PolicyVersion
 
 
 class Writer:
@@ -46,6 +48,18 @@ def exports(root: Path, **changes: Any) -> Exports:
 @pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6])])
 def test_an_export_is_due_every_so_many_steps(tmp_path: Path, every: int, due: list[int]) -> None:
     assert [step for step in range(1, 8) if exports(tmp_path, export_steps=every).is_due(step)] == due
+
+
+async def test_a_run_exports_after_each_step_that_is_due(tmp_path: Path) -> None:
+    from trainer.run import Run
+
+    settings = RunSettings(device="cpu", output_dir=str(tmp_path), export_steps=2, save_steps=0)
+    parts: Any = SimpleNamespace(learner=Writer(tmp_path))
+    material: Any = None
+    run = Run(settings, material, "token", parts, lambda line: None)
+    for step in range(1, 6):
+        await run._checkpoint(PolicyVersion(0, step), step)
+    assert whole(tmp_path) == {"export-2/model.safetensors", "export-4/model.safetensors"}
 
 
 async def test_an_export_has_its_name_only_when_all_of_it_is_written(tmp_path: Path) -> None:
