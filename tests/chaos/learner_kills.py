@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 from safetensors.numpy import load_file
@@ -281,6 +282,11 @@ def assault(ground: Ground, report: Report, kills: int) -> None:
         say(f"{name}: equal")
 
 
+def stop(_signum: int, _frame: FrameType | None) -> None:
+    """A signal's handler: the services end, and what was done so far is reported."""
+    raise Broken("stopped")
+
+
 def say(line: str) -> None:
     """Progress, apart from the result."""
     print(line, file=sys.stderr, flush=True)
@@ -292,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit that ends the services too
+    signal.signal(signal.SIGTERM, stop)
     report, started = Report(seed=arguments.seed), time.monotonic()
     code = 0
     with tempfile.TemporaryDirectory(prefix="learner-kills-") as folder:
