@@ -9,9 +9,9 @@ Model FLOPs utilisation by TRL's own functions: `compute_flops_per_token` counts
 forward passes); a step with own and reference pass is five, so it is taken 5/3 times. Nothing that is computed again is
 counted. `mfu` takes attention as if every token saw the whole sequence (PaLM), `mfu_causal` only what it does see.
 
-TRL: its fused head is on by itself; micro-batches of 1 and 4 sequences, weights in fp32 under bf16 autocast (the
-optimizer's precision is then ours) and in bf16 (no master weights: leaner, and not the same training) are tried, and the
-fastest is compared. A side that runs out of memory says so and has no number.
+TRL: its fused head is on by itself. Tried are micro-batches of 1 and 4 sequences, weights in fp32 under bf16 autocast
+(the optimizer's precision is then ours) and in bf16 (no master weights: leaner, and not the same training); the fastest
+is compared. A side that runs out of memory says so and has no number.
 
 The last line is JSON: for each model, length and checkpointing our figures and `speed_ratio`, ours over TRL's.
 """
