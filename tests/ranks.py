@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from trainer.batch import Sample
 from wire.process import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -36,3 +43,20 @@ def run_ranks(module: str, folder: Path, world: int) -> None:
         process.kill()
         process.wait()
     assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+def run_rank(findings: Callable[..., dict[str, Any]]) -> None:
+    """What such a process does: `findings(folder, samples, stage, rank, world, port)` at ZeRO stages 2 and 3.
+
+    The samples are read from the folder's samples.json, and what rank 0 found is saved as world-WORLD.pt.
+    """
+    rank, world, port = map(int, sys.argv[1:4])
+    folder = Path(sys.argv[4])
+    torch.set_num_threads(1)
+    rows = json.loads((folder / "samples.json").read_text())
+    samples = [Sample(*map(tuple, row[:3]), row[3]) for row in rows]
+    results = {stage: findings(folder, samples, stage, rank, world, port) for stage in (2, 3)}
+    if rank == 0:
+        torch.save(results, folder / f"world-{world}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

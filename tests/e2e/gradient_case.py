@@ -6,8 +6,6 @@ A program: `rank world port folder`. The folder holds the model and `samples.jso
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
 import trainer.learner
 from tests.e2e.conftest import ROOT
+from tests.ranks import run_rank
 from trainer.batch import Sample, build_batch
 from trainer.config import RunSettings
 from trainer.learner import LearnerRank
@@ -140,19 +139,5 @@ def findings(folder: Path, samples: list[Sample], stage: int, rank: int, world: 
     return found
 
 
-def main() -> None:
-    """As the module says."""
-    rank, world, port = map(int, sys.argv[1:4])
-    folder = Path(sys.argv[4])
-    torch.set_num_threads(1)
-    rows = json.loads((folder / "samples.json").read_text())
-    samples = [Sample(*map(tuple, row[:3]), row[3]) for row in rows]
-    results = {stage: findings(folder, samples, stage, rank, world, port) for stage in (2, 3)}
-    if rank == 0:
-        torch.save(results, folder / f"world-{world}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_rank(findings)

@@ -6,8 +6,6 @@ A program: `rank world port folder`. The folder holds the model and `samples.jso
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +15,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
 import trainer.learner
+from tests.ranks import run_rank
 from trainer.batch import Sample, build_batch
 from trainer.config import RunSettings
 from trainer.learner import LearnerRank
@@ -152,19 +151,5 @@ def findings(folder: Path, samples: list[Sample], stage: int, rank: int, world: 
     return found
 
 
-def main() -> None:
-    """As the module says."""
-    rank, world, port = map(int, sys.argv[1:4])
-    folder = Path(sys.argv[4])
-    torch.set_num_threads(1)
-    rows = json.loads((folder / "samples.json").read_text())
-    samples = [Sample(*map(tuple, row[:3]), row[3]) for row in rows]
-    results = {stage: findings(folder, samples, stage, rank, world, port) for stage in (2, 3)}
-    if rank == 0:
-        torch.save(results, folder / f"world-{world}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_rank(findings)
