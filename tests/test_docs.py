@@ -26,7 +26,8 @@ SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, RunSettings) 
 OTHER_FLAGS = {
     *("config", "help"),  # of every program of ours
     *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM
-    *("head", "node-ip-address", "port", "resources"),  # ray start
+    *("model", "host", "port", "max-model-len", "trust-remote-code", "generation-config"),  # vLLM, by hand
+    *("head", "node-ip-address", "resources"),  # ray start
     *("logdir", "no-deps"),  # tensorboard, pip
 }
 
