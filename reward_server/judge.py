@@ -127,7 +127,6 @@ class Judge:
         if joined is None:
             work = asyncio.create_task(self._judge(conversation, responses, derived_seed(seed, vote), key))
             joined = self._in_flight[key] = _Joined(work)
-            work.add_done_callback(lambda _: self._in_flight.pop(key))
         else:
             self._instruments.joined.inc()
         joined.askers += 1
@@ -135,7 +134,8 @@ class Judge:
             return await asyncio.shield(joined.work)
         finally:
             joined.askers -= 1
-            if not joined.askers:
+            if not joined.askers:  # at once, lest somebody join what is being cancelled
+                del self._in_flight[key]
                 joined.work.cancel()
 
     async def _judge(self, conversation: Sequence[Message], responses: Sequence[str], seed: int, key: str) -> Verdict:

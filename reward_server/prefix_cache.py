@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -37,7 +38,8 @@ def read_counters(page: str) -> tuple[float, float]:
     for line in page.splitlines():
         name, _, rest = line.partition("{")
         if name in totals:
-            totals[name] += float(rest.rpartition(" ")[2])
+            with suppress(ValueError):  # a line that another version writes otherwise is no reason to lose the server
+                totals[name] += float(rest.rpartition(" ")[2])
     return totals[QUERIES], totals[HITS]
 
 

@@ -186,6 +186,18 @@ async def test_a_joined_judgement_goes_on_while_anybody_waits_for_it_and_not_lon
     assert len(fake.requests) == 1
 
 
+async def test_a_judgement_that_is_being_given_up_is_not_joined():
+    async with judge_with("hang", generation(GOOD)) as (judge, fake):
+        first = asyncio.create_task(judge.judge(CONVERSATION, ("a", "b"), seed=7))
+        while not fake.requests:
+            await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.sleep(0)  # it has left; its work has not ended yet
+        verdict = await judge.judge(CONVERSATION, ("a", "b"), seed=7)
+        await asyncio.gather(first, return_exceptions=True)
+    assert verdict.scores == (4, 2) and len(fake.requests) == 2
+
+
 async def test_no_more_requests_are_in_flight_than_allowed():
     async with judge_with(generation(GOOD), judge_max_in_flight=3) as (judge, fake):
         verdicts = await asyncio.gather(*(judge.judge(CONVERSATION, ("a", "b"), seed=i) for i in range(12)))
