@@ -68,7 +68,7 @@ from wire.settings import run_program
 from wire.token import read_or_create_token
 
 SIDES = ("service", "straight")
-STARTUP_S, PART_S = 180.0, 240.0  # deadlines of the servers' start and of each question
+STARTUP_S, PART_S = 180.0, 420.0  # deadlines of the servers' start and of each question
 RESET_TIMEOUT_S = 30.0
 RAMP_S = 3.0  # until 256 requests are with the real judges and their batches are full
 K, GROUPS_AT_ONCE = 4, 48
@@ -79,8 +79,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--in_flight", type=int, default=256, help="Verdicts with the real judges at once.")
     parser.add_argument("--standin_in_flight", type=int, default=1000, help="Verdicts with the stand-ins at once.")
-    parser.add_argument("--speedup", type=float, default=5.0, help="Divides the stand-ins' verdict times.")
-    parser.add_argument("--window_s", type=float, default=7.0, help="Seconds measured of each turn.")
+    parser.add_argument("--speedup", type=float, default=3.0, help="Divides the stand-ins' verdict times.")
+    parser.add_argument(
+        "--window_s", type=float, default=7.0, help="Seconds measured of each turn with the real judges."
+    )
+    parser.add_argument("--standin_window_s", type=float, default=12.0, help="The same, with the stand-ins.")
     parser.add_argument("--groups", type=int, default=144, help="Rings of four for each way of routing.")
     parser.add_argument("--parts", default="tpa", help="t: throughput, p: prefix caches, a: added latency.")
     parser.add_argument("--log_dir", help="Keep the servers' logs in this folder.")
@@ -252,7 +255,7 @@ async def added_latency(
     """`standin_ratio` and `added_p99_ms`."""
     answers, overheads = dict.fromkeys(SIDES, 0), {side: list[float]() for side in SIDES}
     texts = [full_question(seed) for seed in range(64)]  # few texts, many seeds: drawing texts is no part of the load
-    ramp_s, window_s, num = MEDIAN_S / flags.speedup, flags.window_s, flags.standin_in_flight
+    ramp_s, window_s, num = MEDIAN_S / flags.speedup, flags.standin_window_s, flags.standin_in_flight
 
     def questions_of(worker: int) -> Iterator[Question]:
         for i in count():
