@@ -80,10 +80,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--in_flight", type=int, default=256, help="Verdicts with the real judges at once.")
     parser.add_argument("--standin_in_flight", type=int, default=1000, help="Verdicts with the stand-ins at once.")
     parser.add_argument("--speedup", type=float, default=3.0, help="Divides the stand-ins' verdict times.")
-    parser.add_argument(
-        "--window_s", type=float, default=7.0, help="Seconds measured of each turn with the real judges."
-    )
-    parser.add_argument("--standin_window_s", type=float, default=12.0, help="The same, with the stand-ins.")
+    parser.add_argument("--window_s", type=float, default=7.0, help="Seconds of a turn that count, with real judges.")
+    parser.add_argument("--standin_window_s", type=float, default=12.0, help="The same, with stand-ins.")
     parser.add_argument("--groups", type=int, default=144, help="Rings of four for each way of routing.")
     parser.add_argument("--parts", default="tpa", help="t: throughput, p: prefix caches, a: added latency.")
     parser.add_argument("--log_dir", help="Keep the servers' logs in this folder.")
