@@ -14,5 +14,5 @@ def test_a_run_whose_learner_was_killed_twice_ends_in_the_same_weights(folder: P
     with standing_ground(ground_folder, num_replicas=1) as ground:
         assault(ground, report, kills=2)
     assert report.equal
-    assert (report.kills, report.in_save) == (2, 1)
+    assert report.kills == 2 and report.in_save >= 1  # the second may fall into a save by chance
     assert report.resumes >= 1
