@@ -68,7 +68,7 @@ from wire.settings import run_program
 from wire.token import read_or_create_token
 
 SIDES = ("service", "straight")
-STARTUP_S, PART_S = 180.0, 420.0  # deadlines of the servers' start and of each question
+STARTUP_S, PART_S = 180.0, 540.0  # deadlines of the servers' start and of each question
 RESET_TIMEOUT_S = 30.0
 RAMP_S = 3.0  # until 256 requests are with the real judges and their batches are full
 K, GROUPS_AT_ONCE = 4, 48
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--in_flight", type=int, default=256, help="Verdicts with the real judges at once.")
     parser.add_argument("--standin_in_flight", type=int, default=1000, help="Verdicts with the stand-ins at once.")
-    parser.add_argument("--speedup", type=float, default=3.0, help="Divides the stand-ins' verdict times.")
+    parser.add_argument("--speedup", type=float, default=2.0, help="Divides the stand-ins' verdict times.")
     parser.add_argument("--window_s", type=float, default=7.0, help="Seconds of a turn that count, with real judges.")
     parser.add_argument("--standin_window_s", type=float, default=12.0, help="The same, with stand-ins.")
     parser.add_argument("--groups", type=int, default=144, help="Rings of four for each way of routing.")

@@ -119,16 +119,15 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
             detail = f"{waiting} judgements wait already; ask again in {wait_s} s"
             raise HTTPException(429, detail, headers={"Retry-After": str(wait_s)})
 
-    @app.post("/v1/judgement")
-    async def judgement(order: JudgementRequest, request: Request) -> Verdict:
+    @app.post("/v1/judgement", response_model=Verdict)
+    async def judgement(order: JudgementRequest, request: Request) -> Response:
         """One verdict on one response, or on two against each other."""
         take_in()
-        return await _unless_abandoned(
-            request, judge.judge(order.conversation, order.responses, order.seed, order.vote)
-        )
+        work = judge.judge(order.conversation, order.responses, order.seed, order.vote)
+        return _json(await _unless_abandoned(request, work))
 
-    @app.post("/v1/group")
-    async def group(order: GroupRequest, request: Request) -> GroupVerdict:
+    @app.post("/v1/group", response_model=GroupVerdict)
+    async def group(order: GroupRequest, request: Request) -> Response:
         """K scores by the service's own pairing and aggregation."""
         take_in()
 
@@ -138,7 +137,7 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
         given = [_given(response) for response in order.responses]
         verdict = await _unless_abandoned(request, judge_group(judge_pair, given, order.seed, scheme))
         instruments.note_group(verdict)
-        return verdict
+        return _json(verdict)
 
     @app.post("/v1/render")
     async def render(order: JudgementRequest) -> dict[str, str]:
@@ -185,6 +184,11 @@ def _add_pool(app: FastAPI, settings: RewardSettings, pool: Pool, started: Start
         except ConfigError as error:
             raise HTTPException(422, str(error)) from error
         return _pool_state(pool, started)
+
+
+def _json(message: Verdict | GroupVerdict) -> Response:
+    """The message as it is; FastAPI would check it against its own type once more, and write it in two passes."""
+    return Response(message.model_dump_json(), media_type="application/json")
 
 
 def _given(text: str) -> asyncio.Future[str | None]:
