@@ -38,7 +38,7 @@ class GivenCompletions(RLOOTrainer):
         return completions
 
 
-class StepByStep(TrainerCallback):  # type: ignore[misc]
+class StepByStep(TrainerCallback):
     """Holds the trainer before each step until it is asked for."""
 
     def __init__(self, conductor: Conductor) -> None:

@@ -72,7 +72,7 @@ class RewardClient:
         """
         async with self._places:
             order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses), seed=seed, vote=vote)
-            call, started, clock = Call(), time.monotonic(), asyncio.get_running_loop().time
+            call, started = Call(), time.monotonic()
             try:
                 async with asyncio.timeout(self._timeout_s) as deadline:
 
@@ -83,7 +83,7 @@ class RewardClient:
             except TimeoutError:
                 reason: MissingReason = "server_lost" if call.lost else "timeout"
                 return self._missing(reason, "", call, time.monotonic() - started)
-            self._last_answer = clock()
+            self._last_answer = asyncio.get_running_loop().time()
         self._check_token(reply)
         return _verdict_in(reply, len(responses)) or self._missing(
             "refused", reply.text, call, time.monotonic() - started

@@ -104,7 +104,7 @@ class TiledLogProbs(torch.autograd.Function):
         ctx.mark_non_differentiable(entropy_M)
         return chosen_M - log_total_M, entropy_M
 
-    @staticmethod
+    @staticmethod  # torch types backward as (ctx, *grads): the signature is narrower on purpose
     def backward(ctx: Any, grad_M: Tensor, _grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_MH, weight_VH, target_M, log_total_M = ctx.saved_tensors
         scaled_M = grad_M / ctx.temperature

@@ -122,7 +122,8 @@ class PolicyScorer(nn.Module):
 
     @property
     def _is_per_sequence(self) -> bool:
-        return bool(self.policy.config._attn_implementation == PER_SEQUENCE)  # type: ignore[union-attr]
+        config: Any = self.policy.config  # torch types a module's attributes as tensors or modules
+        return bool(config._attn_implementation == PER_SEQUENCE)
 
     def _head(self) -> Any:
-        return self.policy.get_output_embeddings()  # type: ignore[operator]
+        return self.policy.get_output_embeddings()  # type: ignore[operator]  # a method of Transformers' models

@@ -126,7 +126,7 @@ async def test_no_verdict_is_asked_twice_when_the_service_itself_is_killed(
             delivered += 1
             return verdict
 
-        client.judge = counted  # type: ignore[method-assign]
+        client.judge = counted
         work = asyncio.create_task(judge_all(client, 1, done))
         while delivered < 20:
             await asyncio.sleep(0.02)

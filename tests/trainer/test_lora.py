@@ -215,7 +215,7 @@ def test_the_adapters_gradients_and_an_sgd_step_are_plain_pytorchs(layout, sampl
     policy = made_policy()
     with_peft(policy, found["adapters"])
     rows = logprobs(policy, samples).split([len(sample.completion_ids) for sample in samples])
-    sum(-s.advantage / len(samples) * row.sum() for s, row in zip(samples, rows, strict=True)).backward()  # type: ignore[union-attr]
+    sum(-s.advantage / len(samples) * row.sum() for s, row in zip(samples, rows, strict=True)).backward()
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
     assert_close(found["gradients"], gradients)
     update = {name: after - found["adapters"][name] for name, after in found["adapters, after"].items()}

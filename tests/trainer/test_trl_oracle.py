@@ -104,7 +104,7 @@ class Oracle:
     def __init__(self, case: Case, model_dir: Path, tokenizer: PreTrainedTokenizerFast, beta: float) -> None:
         from trl import RLOOConfig, RLOOTrainer
 
-        class Trainer(RLOOTrainer):  # type: ignore[misc]
+        class Trainer(RLOOTrainer):
             def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
                 assert [tuple(ids) for ids in prompt_ids] == [p for p in case.prompts for _ in range(case.k)]
                 return [list(completion) for completion in case.flat_completions]
