@@ -33,6 +33,14 @@ def service_flags(settings: RewardSettings) -> list[str]:
     return flags
 
 
+def service_process(settings: RewardSettings) -> ServerProcess:
+    """The service's process on this host, not yet started. Its log is `reward.log` in `log_dir`."""
+    port = settings.reward_port or free_port(settings.bind_address)
+    command = [sys.executable, "-m", "reward_server.main", *service_flags(settings), "--reward_port", str(port)]
+    log, advice = Path(settings.log_dir) / "reward.log", "see judge-0.log beside reward.log"
+    return ServerProcess("reward service", command, dict(os.environ), log, url_of(settings.bind_address, port), advice)
+
+
 @asynccontextmanager
 async def reward_client(settings: RewardSettings) -> AsyncIterator[RewardClient]:
     """A client of the service; a service that was started for it ends with it.
@@ -48,7 +56,7 @@ async def reward_client(settings: RewardSettings) -> AsyncIterator[RewardClient]
     if settings.judge_servers:
         check_genrm(settings)
     token = read_or_create_token(settings.token_file)
-    process = _process(settings)
+    process = service_process(settings)
     print(f"starting a reward service; its log: {process.log_path}", flush=True)
     try:
         process.start()
@@ -65,10 +73,3 @@ async def _client(settings: RewardSettings, url: str, token: str) -> AsyncIterat
     async with RewardClient(url, token, timeout_s, scheme=Scheme.of(settings)) as client:
         await client.info()
         yield client
-
-
-def _process(settings: RewardSettings) -> ServerProcess:
-    port = settings.reward_port or free_port(settings.bind_address)
-    command = [sys.executable, "-m", "reward_server.main", *service_flags(settings), "--reward_port", str(port)]
-    log, advice = Path(settings.log_dir) / "reward.log", "see judge-0.log beside reward.log"
-    return ServerProcess("reward service", command, dict(os.environ), log, url_of(settings.bind_address, port), advice)

@@ -11,13 +11,12 @@ from typing import Any
 from reward_server.client import RewardClient
 from reward_server.placement import place_reward_service
 from reward_server.scheme import Scheme
-from reward_server.service import CLIENT_MARGIN_S, service_flags
+from reward_server.service import CLIENT_MARGIN_S
 from rollout_server.fleet import Fleet
 from rollout_server.placement import place_replicas
 from trainer.config import RunSettings
 from trainer.placement import place_learner, ray_cluster, stop_host
 from trainer.ranks import Learner
-from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
 
 WATCH_INTERVAL_S = 2.0
@@ -77,7 +76,7 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         stack.enter_context(ray_cluster(settings))
         learner = Learner(place_learner(settings), settings)
         stack.push_async_callback(learner.close)
-        judge_hosts = [] if settings.reward_url else [_place_judge(settings)]
+        judge_hosts = [] if settings.reward_url else [place_reward_service(settings)]
         replica_hosts = place_replicas(settings)
         for host in [*judge_hosts, *replica_hosts]:
             stack.callback(stop_host, host)
@@ -129,15 +128,3 @@ async def _all_or_none(*parts: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
-
-
-def _place_judge(settings: RunSettings) -> Any:
-    is_cuda = resolve_device(settings.device) == "cuda"
-    return place_reward_service(
-        service_flags(settings),
-        num_gpus=settings.judge_servers * settings.judge_tensor_parallel_size if is_cuda else 0,
-        resources={"reward": 1},
-        bind_address=settings.bind_address,
-        log_dir=settings.log_dir,
-        startup_timeout_s=settings.startup_timeout_s,
-    )

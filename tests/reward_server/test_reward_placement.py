@@ -2,12 +2,14 @@
 
 import pytest
 
+from reward_server.config import RewardSettings
 from reward_server.placement import RewardHost
 from wire.errors import ServiceError
 
 
 def test_a_service_that_cannot_start_says_why_and_stopping_it_is_harmless(tmp_path):
-    host = RewardHost(["--judge_model_name_or_path", "./nowhere"], "127.0.0.1", str(tmp_path), 30.0)
+    settings = RewardSettings(judge_model_name_or_path="./nowhere", log_dir=str(tmp_path), startup_timeout_s=30.0)
+    host = RewardHost(settings)
     with pytest.raises(ServiceError, match="reward service ended with exit code None"):
         host.check()
     with pytest.raises(ServiceError, match=r"exit code 2.*judge_model_name_or_path './nowhere'"):
