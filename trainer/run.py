@@ -36,8 +36,6 @@ async def run(settings: RunSettings, material: Material, token: str, say: Callab
     """
     started = time.monotonic()
     async with running_services(settings, token, say) as services:
-        if material.pairs:
-            await check_judge(services.judge, settings, material.pairs, say)
         watch = asyncio.create_task(services.watch())
         observe = asyncio.create_task(services.observe())
         work = asyncio.create_task(Run(settings, material, token, services, say).go(started))
@@ -74,8 +72,10 @@ class Run:
         self._first_step = 0
 
     async def go(self, started: float) -> dict[str, Any]:
-        """Restore, push, evaluate, train, evaluate, export. `started` is a monotonic time in seconds."""
+        """Check the judge, restore, push, evaluate, train, evaluate, export. `started`: monotonic time in seconds."""
         settings, material = self._settings, self._material
+        if material.pairs:
+            await check_judge(self._services.judge, settings, material.pairs, self._say)
         await self._restore()
         sampling = Sampling(settings.response_length, settings.temperature, material.stop_token_ids)
         fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
