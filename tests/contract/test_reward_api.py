@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -14,8 +13,8 @@ from reward_server.app import build_app
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.instruments import Instruments
-from reward_server.main import listen
 from reward_server.pairings import drawn_order
+from tests.serving import running_app
 from wire.errors import ServiceError, Unauthorized
 from wire.judgement import Message, Verdict
 from wire.token import auth_headers
@@ -71,21 +70,6 @@ class FakeStarted:
         return False
 
 
-@asynccontextmanager
-async def running(app):
-    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    with listen(RewardSettings()) as listener:
-        serving = asyncio.create_task(server._serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await serving
-
-
 @pytest.fixture
 def judge():
     return FakeJudge()
@@ -112,7 +96,7 @@ async def given_text(text):
 async def test_every_route_but_health_answers_401_without_the_token(app, judge):
     known = routes(app)
     assert {("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/v1/group"), ("POST", "/v1/judgement")} <= set(known)
-    async with running(app) as url, aiohttp.ClientSession() as session:
+    async with running_app(app) as url, aiohttp.ClientSession() as session:
         for method, path in [*known, ("GET", "/nowhere"), ("POST", "/health/x")]:
             for headers in ({}, auth_headers("wrong")):
                 async with session.request(method, url + path, headers=headers) as reply:
@@ -123,14 +107,14 @@ async def test_every_route_but_health_answers_401_without_the_token(app, judge):
 
 
 async def test_health_follows_the_pool(app, pool):
-    async with running(app) as url, aiohttp.ClientSession() as session:
+    async with running_app(app) as url, aiohttp.ClientSession() as session:
         for pool.num_ready, status in ((1, 200), (0, 503), (2, 200)):
             async with session.get(f"{url}/health") as reply:
                 assert reply.status == status
 
 
 async def test_a_verdict_makes_the_round_trip_unchanged(app, judge):
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
         assert await client.judge(CONVERSATION, ("a 4", "b 2"), 7) == Verdict(
             scores=(4, 2), ranking=3, text="…", prompt_tokens=9
         )
@@ -143,7 +127,7 @@ async def test_a_verdict_makes_the_round_trip_unchanged(app, judge):
 async def test_a_ring_of_the_client_equals_a_group_of_the_server(app, judge):
     texts = ["a 4", "b 2", "<think>never ends", "<think>c</think>c 5", ""]
     order = {"conversation": [TURN], "responses": texts, "seed": SEED}
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
         by_client = await client.group(CONVERSATION, [given_text(text) for text in texts], SEED)
         asked_by_client = list(judge.asked)
         judge.asked.clear()
@@ -160,7 +144,7 @@ async def test_a_ring_of_the_client_equals_a_group_of_the_server(app, judge):
 async def test_the_client_asks_about_a_pair_before_the_last_completion_exists(app, judge):
     order = drawn_order(3, SEED)
     completions = [asyncio.get_running_loop().create_future() for _ in range(3)]
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
         task = asyncio.create_task(client.group(CONVERSATION, completions, SEED))
         completions[order[0]].set_result("a 4")
         completions[order[1]].set_result("b 2")
@@ -173,7 +157,7 @@ async def test_the_client_asks_about_a_pair_before_the_last_completion_exists(ap
 
 async def test_a_missing_verdict_leaves_a_hole_and_no_number(app):
     texts = ["a 4", "missing", "c 5", "d 3"]
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
         group = await client.group(CONVERSATION, [given_text(text) for text in texts], SEED)
     order = drawn_order(4, SEED)
     opposite = order[(order.index(1) + 2) % 4]
@@ -181,7 +165,7 @@ async def test_a_missing_verdict_leaves_a_hole_and_no_number(app):
 
 
 async def test_check_says_who_judges(app):
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
         info = await client.info()
     assert info["model"] == RewardSettings.judge_model_name_or_path and info["dialect"] == "boxed"
     assert info["limits"]["timeout_s"] == 900 and info["tie_break"] == 0.08
@@ -189,7 +173,7 @@ async def test_check_says_who_judges(app):
 
 
 async def test_a_wrong_token_is_said_so_by_every_call(app):
-    async with running(app) as url, RewardClient(url, "wrong", timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, "wrong", timeout_s=5) as client:
         for call in (
             client.info(),
             client.judge(CONVERSATION, ("a 4",), 7),
@@ -215,7 +199,7 @@ async def test_check_names_the_url_where_nobody_answers_or_somebody_else_does():
 async def test_a_deadline_and_a_lost_service_are_missing_verdicts_and_no_errors(app, judge):
     async with RewardClient(f"http://127.0.0.1:{unused_port()}", TOKEN, timeout_s=0.3) as client:
         assert (await client.judge(CONVERSATION, ("a 4",), 7)).missing == "server_lost"
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=0.3) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=0.3) as client:
         assert (await client.judge(CONVERSATION, ("hang",), 7)).missing == "timeout"
 
 
@@ -234,7 +218,7 @@ async def test_a_service_that_comes_back_within_the_deadline_is_asked_again(app)
 
 
 async def test_the_judge_is_told_to_stop_when_the_client_hangs_up(app, judge):
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=0.2) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=0.2) as client:
         await client.judge(CONVERSATION, ("hang",), 7)
         while not judge.abandoned:
             await asyncio.sleep(0.01)
@@ -251,7 +235,7 @@ async def test_the_judge_is_told_to_stop_when_the_client_hangs_up(app, judge):
     ],
 )
 async def test_a_malformed_request_is_answered_422(app, judge, order):
-    async with running(app) as url, aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
+    async with running_app(app) as url, aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
         for path in ("/v1/judgement", "/v1/group"):
             async with session.post(url + path, json=order) as reply:
                 assert reply.status == 422
@@ -261,7 +245,7 @@ async def test_a_malformed_request_is_answered_422(app, judge, order):
 async def test_a_full_queue_says_when_to_come_back_and_the_client_waits_beyond_its_deadline(app, judge, pool):
     pool.num_waiting = 2  # judge_max_queue
     order = {"conversation": [TURN], "responses": ["a 4"]}
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=3) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=3) as client:
         async with aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
             for path in ("/v1/judgement", "/v1/group"):
                 async with session.post(url + path, json=order) as reply:
@@ -282,19 +266,19 @@ async def test_a_full_queue_says_when_to_come_back_and_the_client_waits_beyond_i
 
 async def test_a_client_that_is_only_ever_told_to_wait_gives_up_at_its_deadline(app, pool):
     pool.num_waiting = 2
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=0.5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=0.5) as client:
         assert (await client.judge(CONVERSATION, ("a 4",), 7)).missing == "timeout"
 
 
 async def test_a_prompt_is_rendered_or_the_reason_said(app):
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
         assert await client.render(CONVERSATION, ("a", "b")) == "sea? | a | b"
         with pytest.raises(ServiceError, match="no turn of role 'system'"):
             await client.render((Message(role="system", content="x"),), ("a",))
 
 
 async def test_metrics_count_verdicts_by_outcome_and_what_groups_show(app, judge):
-    async with running(app) as url, aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
+    async with running_app(app) as url, aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
         order = {"conversation": [TURN], "responses": ["a 4", "b 2"], "seed": SEED}
         async with session.post(f"{url}/v1/group", json=order) as reply:
             assert (await reply.json())["scores"] == [4, 2]
@@ -305,7 +289,7 @@ async def test_metrics_count_verdicts_by_outcome_and_what_groups_show(app, judge
 
 
 async def test_the_pool_is_asked_and_changed_over_the_api(app):
-    async with running(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
         assert (await client.call("GET", "/v1/servers"))["count"] == 1
         assert (await client.call("PUT", "/v1/servers/count", {"count": 3}))["count"] == 3
         for method, path, message in (

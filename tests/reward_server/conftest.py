@@ -1,21 +1,15 @@
-"""Hypothesis without its deadline per example: on a busy machine that measures the machine. And the real API."""
+"""The real scoring API in front of a judge of the test's own."""
 
-import asyncio
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
-from hypothesis import settings
 
 from reward_server.app import build_app
 from reward_server.config import RewardSettings
 from reward_server.instruments import Instruments
-from reward_server.main import listen
+from tests.serving import running_app
 from wire.token import read_or_create_token
-
-settings.register_profile("reward_server", deadline=None)
-settings.load_profile("reward_server")
 
 
 @pytest.fixture
@@ -34,15 +28,7 @@ def serve(token_file):
         started = SimpleNamespace(count=1, owns=lambda url: False)
         token = read_or_create_token(token_file)
         app = build_app(RewardSettings(**changes), judge, pool, started, Instruments(pool), token)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1))
-        with listen(RewardSettings()) as listener:
-            serving = asyncio.create_task(server._serve(sockets=[listener]))
-            while not server.started:
-                await asyncio.sleep(0.01)
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                await serving
+        async with running_app(app) as url:
+            yield url
 
     return running
