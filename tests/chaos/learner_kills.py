@@ -3,7 +3,7 @@
     python -m tests.chaos.learner_kills --kills 20 --seed 1
 
 A reward service and two replicas run throughout. A deterministic toy run is done uninterrupted, once over one replica
-and once over two. Then it is done with its learner process killed at random moments of its life, a third of them forced
+and once over two. Then it is done with its learner process killed at random moments of its life, every third one forced
 into the writing of a checkpoint, and resumed each time from the latest checkpoint (afresh where there is none yet),
 until it has all its steps; again from the start until there were enough kills. Ends with one JSON line; exit code 1 on
 any failure.
@@ -37,7 +37,7 @@ from wire.token import read_or_create_token
 
 COMPLETIONS_PER_STEP = 16
 NUM_STEPS = 6
-SHARE_IN_SAVE = 1 / 3
+IN_SAVE_EVERY = 3  # kills
 LIFE_S = 600.0  # a life that takes longer hangs
 POLL_S = 0.002  # the toy's checkpoint is written in some tens of milliseconds
 RESUMED = re.compile(r"resumed from \S+: step (\d+)")
@@ -181,12 +181,14 @@ class Killing:
         report: takes note.
         draw: places the kills.
         lifetime: of an uninterrupted run's learner; the moments are drawn from as much of it as lies before a life.
+        after_a_checkpoint: whether a kill waits until its run has a whole checkpoint.
     """
 
     ground: Ground
     report: Report
     draw: random.Random
     lifetime: Lifetime
+    after_a_checkpoint: bool = False
 
     def run(self, name: str, kills: int) -> None:
         """A run from its first step to its last, with at most so many kills on the way."""
@@ -211,7 +213,7 @@ class Killing:
 
     def _kill(self, life: Program, output: Path, steps_left: int) -> None:
         pid = wait_for_learner(life)
-        in_save = self.draw.random() < SHARE_IN_SAVE
+        in_save = self.report.kills % IN_SAVE_EVERY == 0
         work_s = self.lifetime.work_s * steps_left / NUM_STEPS
         moment = time.monotonic() + self.draw.uniform(0, self.lifetime.load_s + work_s)
         to_skip = self.draw.randrange(max(1, steps_left // 2))
@@ -219,7 +221,8 @@ class Killing:
         while life.process.poll() is None:
             writing = {path.name for path in output.glob(".checkpoint-*.partial")}
             seen |= writing
-            if (writing and len(seen) > to_skip) if in_save else time.monotonic() > moment:
+            due = (writing and len(seen) > to_skip) if in_save else time.monotonic() > moment
+            if due and (not self.after_a_checkpoint or any(output.glob("checkpoint-*"))):
                 break
             time.sleep(POLL_S)
         if life.process.poll() is not None or not psutil.pid_exists(pid):
@@ -265,15 +268,15 @@ def compare(report: Report, expected: Weights, ground: Ground, name: str) -> Non
     report.equal = True
 
 
-def assault(ground: Ground, report: Report, kills: int) -> None:
-    """The whole of it; see the module. Raises Broken."""
+def assault(ground: Ground, report: Report, kills: int, *, after_a_checkpoint: bool = False) -> None:
+    """The whole of it; see the module and `Killing`. Raises Broken."""
     expected, lifetime = uninterrupted(ground, "uninterrupted", num_replicas=1)
     if len(ground.rollout_urls) > 1:
         _, lifetime = uninterrupted(ground, "more-replicas", num_replicas=len(ground.rollout_urls))
         compare(report, expected, ground, "more-replicas")
         say(f"equal over {len(ground.rollout_urls)} replicas")
     say(f"a learner loads for {lifetime.load_s:.1f} s and works for {lifetime.work_s:.1f} s")
-    killing = Killing(ground, report, random.Random(report.seed), lifetime)
+    killing = Killing(ground, report, random.Random(report.seed), lifetime, after_a_checkpoint)
     while report.kills < kills:
         report.equal = False
         name = f"killed-{report.runs}"
