@@ -12,7 +12,6 @@ A new server gets calls as soon as it answers; one that goes finishes what it ha
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,26 +20,9 @@ from urllib.parse import quote
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from wire.errors import ConfigError
+from wire.scaling import take_command, wanted_count
 from wire.settings import parse_settings, run_program
 from wire.token import read_token
-
-USAGE = "give a number of servers (3, +1, -1), status, add URL or remove URL"
-
-
-def take_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the command's words, the flags that follow).
-
-    Raises:
-        ConfigError: there is no command, or it is none.
-    """
-    words = list(argv)
-    if not words:
-        raise ConfigError(USAGE)
-    num = 2 if words[0] in ("add", "remove") else 1
-    command = words[:num]
-    if len(command) < num or not re.fullmatch(r"[+-]?\d+|status|(add|remove) https?://\S+", " ".join(command)):
-        raise ConfigError(f"{' '.join(command)!r} is no command; {USAGE}")
-    return command, words[num:]
 
 
 async def carry_out(client: RewardClient, command: Sequence[str]) -> dict[str, Any]:
@@ -57,12 +39,8 @@ async def carry_out(client: RewardClient, command: Sequence[str]) -> dict[str, A
         return await client.call("POST", "/v1/servers", {"url": command[1]})
     if verb == "remove":
         return await client.call("DELETE", f"/v1/servers?url={quote(command[1], safe='')}")
-    count = int(verb)
-    if verb[0] in "+-":
-        now = int((await client.call("GET", "/v1/servers"))["count"])
-        if now + count < 0:
-            raise ConfigError(f"{verb} of {now} servers leaves fewer than none; give at most -{now}")
-        count += now
+    now = int((await client.call("GET", "/v1/servers"))["count"]) if verb[0] in "+-" else 0
+    count = wanted_count(verb, now)
     return await client.call("PUT", "/v1/servers/count", {"count": count})
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 import msgspec
 
+from rollout_server.membership import Replica
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Choice, Chunk, Completion, VersionSpan
+from wire.membership import BOOT_HEADER
 from wire.token import auth_headers
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-NEVER_STREAM_PARTS = 2**30  # tokens: each completion comes in one or two pieces, not token by token
+NEWS_S = 5.0  # a wait for the fleet looks up so often, whatever it was told
+PIECE_TOKENS = 128  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
 CompletionFutures = Sequence["asyncio.Future[Completion]"]
 
@@ -48,19 +51,39 @@ class _Part:
             self.versions = tuple(choice.weight_versions)
 
 
+class Members(Protocol):
+    """The fleet as the client sees it; `rollout_server.fleet.Fleet` is the real one."""
+
+    def ready(self) -> Sequence[Replica]:
+        """Replicas that hold the live version; asked for every request."""
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return when `ready` may have changed, or after `timeout_s`."""
+
+    def suspect(self, replica: Replica) -> None:
+        """A request to it failed."""
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Count `rerouted_prompts` and `tokens_discarded`."""
+
+
+class _Left(Exception):
+    """The replica left the fleet, or was lost, while it wrote."""
+
+
 class RolloutClient:
     """Sends each prompt to the replica with the fewest prompts in flight.
 
     Args:
-        members: called for every request; the URLs that hold the current weights.
+        members: the fleet.
         token: the run's access token.
         sampling: how completions are drawn.
-        timeout_s: deadline of one prompt, retries on other replicas included.
+        timeout_s: deadline of one prompt, retries on other replicas included. Time in which the fleet has nobody who
+            writes does not count: the fleet has a limit of its own for that.
     """
 
-    def __init__(self, members: Callable[[], Sequence[str]], token: str, sampling: Sampling, timeout_s: float) -> None:
+    def __init__(self, members: Members, token: str, sampling: Sampling, timeout_s: float) -> None:
         self._members, self._token, self._sampling, self._timeout_s = members, token, sampling, timeout_s
-        self._load: Counter[str] = Counter()
         self._decoder = msgspec.json.Decoder(Chunk)
         self._session: aiohttp.ClientSession | None = None
 
@@ -79,19 +102,14 @@ class RolloutClient:
         assert self._session is not None
         await self._session.close()
 
-    @property
-    def in_flight(self) -> dict[str, int]:
-        """Prompts in flight by replica."""
-        return dict(+self._load)
-
     @asynccontextmanager
     async def generate(
         self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str]
     ) -> AsyncIterator[CompletionFutures]:
         """Ask for `num` completions of one prompt; yields a future for each, done as it arrives.
 
-        All are written by one replica, which reads the prompt once. If that replica fails, another one writes what is
-        still missing. Leaving the context cancels what is unfinished.
+        All are written by one replica, which reads the prompt once. If that replica fails, or leaves, another one
+        writes what is still missing, with the same seeds. Leaving the context cancels what is unfinished.
 
         Args:
             token_ids: the prompt.
@@ -120,28 +138,28 @@ class RolloutClient:
     ) -> None:
         """Fill the futures, from another replica after a failure, until all are done or the deadline has passed."""
         problem: Exception = ServiceError("no rollout replica holds the current weights")
-        avoid: set[str] = set()
+        avoid: set[Replica] = set()
+        pause, spent_s = FIRST_PAUSE_S, 0.0
         try:
-            async with asyncio.timeout(self._timeout_s):
-                pause = FIRST_PAUSE_S
-                while not all(future.done() for future in futures):
-                    replica = self._least_loaded(avoid)
-                    if replica is None:
-                        avoid.clear()
-                        await asyncio.sleep(pause)
-                        pause = min(2 * pause, LONGEST_PAUSE_S)
-                        continue
-                    self._load[replica] += 1
-                    problem = ServiceError(f"{replica}: it has not finished")  # should the deadline pass meanwhile
-                    try:
-                        await self._stream(replica, futures, token_ids, seed, salt())
-                    except Unauthorized:
-                        raise
-                    except (aiohttp.ClientError, ConnectionError, ServiceError, msgspec.MsgspecError) as error:
-                        problem = ServiceError(f"{replica}: {error or type(error).__name__}")
+            while not all(future.done() for future in futures):
+                replicas = self._members.ready()
+                if not replicas:
+                    await self._members.changed(NEWS_S)
+                    continue
+                started = time.monotonic()
+                try:
+                    async with asyncio.timeout(self._timeout_s - spent_s):
+                        if avoid.issuperset(replicas):
+                            avoid.clear()
+                            await asyncio.sleep(pause)
+                            pause = min(2 * pause, LONGEST_PAUSE_S)
+                            continue
+                        replica = min((r for r in replicas if r not in avoid), key=lambda r: len(r.streams))
+                        problem = ServiceError(f"{replica.url}: it has not finished")  # should time run out meanwhile
+                        problem = await self._try(replica, futures, token_ids, seed, salt()) or problem
                         avoid.add(replica)
-                    finally:
-                        self._load[replica] -= 1
+                finally:
+                    spent_s += time.monotonic() - started
         except TimeoutError:
             self._fail(
                 futures, ServiceError(f"a prompt was not answered within {self._timeout_s:.0f} s; last: {problem}")
@@ -149,40 +167,103 @@ class RolloutClient:
         except Exception as error:  # noqa: BLE001 - handed on to whoever awaits the completions
             self._fail(futures, error)
 
+    async def _try(
+        self, replica: Replica, futures: CompletionFutures, token_ids: Sequence[int], seed: int, salt: str
+    ) -> Exception | None:
+        """Let one replica write what is missing; returns what went wrong. Raises Unauthorized."""
+        missing = [index for index, future in enumerate(futures) if not future.done()]
+        # A task of its own: the fleet cancels it when it parts with the replica.
+        stream = asyncio.create_task(self._write(replica, futures, missing, token_ids, seed, salt))
+        replica.streams.add(stream)
+        try:
+            await asyncio.wait([stream])
+            if stream.cancelled():
+                raise _Left(replica.reason or "it left the fleet")
+            stream.result()
+        except Unauthorized:
+            raise
+        except (aiohttp.ClientError, ConnectionError, ServiceError, msgspec.MsgspecError, _Left) as error:
+            if not isinstance(error, _Left):
+                self._members.suspect(replica)
+            self._members.count("rerouted_prompts")
+            return ServiceError(f"{replica.url}: {error or type(error).__name__}")
+        finally:
+            replica.streams.discard(stream)
+            stream.cancel()
+            await asyncio.gather(stream, return_exceptions=True)
+        return None
+
+    async def _write(
+        self,
+        replica: Replica,
+        futures: CompletionFutures,
+        missing: Sequence[int],
+        token_ids: Sequence[int],
+        seed: int,
+        salt: str,
+    ) -> None:
+        """One request for all, or, where some are done, one for each that is missing: completion i of a request for
+        all is drawn with seed + i, so the same tokens come of both."""
+        if len(missing) == len(futures):
+            await self._stream(replica, futures, token_ids, seed, salt)
+            return
+        singles = [
+            asyncio.create_task(self._stream(replica, [futures[index]], token_ids, seed + index, salt, first=index))
+            for index in missing
+        ]
+        try:
+            await asyncio.gather(*singles)
+        finally:
+            for single in singles:
+                single.cancel()
+            await asyncio.gather(*singles, return_exceptions=True)
+
     @staticmethod
     def _fail(futures: CompletionFutures, error: Exception) -> None:
         for future in futures:
             if not future.done():
                 future.set_exception(error)
 
-    def _least_loaded(self, avoid: set[str]) -> str | None:
-        candidates = [url for url in self._members() if url not in avoid]
-        return min(candidates, key=lambda url: self._load[url], default=None)
-
     async def _stream(
-        self, replica: str, futures: CompletionFutures, token_ids: Sequence[int], seed: int, salt: str
+        self,
+        replica: Replica,
+        futures: CompletionFutures,
+        token_ids: Sequence[int],
+        seed: int,
+        salt: str,
+        *,
+        first: int = 0,
     ) -> None:
+        """One request for a completion for each of `futures`; the first of them is completion `first` of the prompt."""
         assert self._session is not None
         parts = [_Part() for _ in futures]
         request = self._request(token_ids, len(futures), seed, salt)
-        async with self._session.post(f"{replica}/inference/v1/generate", json=request) as reply:
-            if reply.status == 401:
-                raise Unauthorized(f"{replica} refuses the token: give both sides the same token_file")
-            if reply.status != 200:
-                raise ServiceError(f"HTTP {reply.status}: {(await reply.text())[:300]}")
-            async for line in reply.content:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                    continue
-                chunk = self._decoder.decode(line[6:])
-                if chunk.error is not None:
-                    raise ServiceError(f"generation failed: {chunk.error}")
-                for choice in chunk.choices:
-                    self._take(choice, parts[choice.index], futures[choice.index], replica)
-        if not all(future.done() for future in futures):
-            raise ServiceError("the stream ended before all completions were there")
+        headers = {BOOT_HEADER: replica.boot_id} if replica.boot_id else {}
+        url = f"{replica.url}/inference/v1/generate"
+        try:
+            async with self._session.post(url, json=request, headers=headers) as reply:
+                if reply.status == 401:
+                    raise Unauthorized(f"{replica.url} refuses the token: give both sides the same token_file")
+                if reply.status != 200:
+                    raise ServiceError(f"HTTP {reply.status}: {(await reply.text())[:300]}")
+                async for line in reply.content:
+                    if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                        continue
+                    chunk = self._decoder.decode(line[6:])
+                    if chunk.error is not None:
+                        raise ServiceError(f"generation failed: {chunk.error}")
+                    for choice in chunk.choices:
+                        self._take(choice, parts[choice.index], futures[choice.index], first, replica)
+            if not all(future.done() for future in futures):
+                raise ServiceError("the stream ended before all completions were there")
+        finally:
+            rows = zip(parts, futures, strict=True)
+            lost = sum(len(part.token_ids) for part, future in rows if not future.done())
+            if lost:
+                self._members.count("tokens_discarded", lost)
 
     @staticmethod
-    def _take(choice: Choice, part: _Part, future: asyncio.Future[Completion], replica: str) -> None:
+    def _take(choice: Choice, part: _Part, future: asyncio.Future[Completion], first: int, replica: Replica) -> None:
         part.add(choice)
         if choice.finish_reason is None or future.done():
             return
@@ -192,7 +273,8 @@ class RolloutClient:
             raise ServiceError(f"{len(part.logprobs)} log-probs for {len(part.token_ids)} tokens")
         finished = choice.finish_reason == "stop"
         ids, logprobs = tuple(part.token_ids), tuple(part.logprobs)
-        future.set_result(Completion(choice.index, ids, logprobs, finished, part.versions, replica))
+        index = first + choice.index
+        future.set_result(Completion(index, ids, logprobs, finished, part.versions, replica.url))
 
     def _request(self, token_ids: Sequence[int], num: int, seed: int, salt: str) -> dict[str, Any]:
         return {
@@ -207,7 +289,7 @@ class RolloutClient:
                 "logprobs": 0,
                 "stop_token_ids": list(self._sampling.stop_token_ids),
                 "detokenize": False,
-                "stream_interval": NEVER_STREAM_PARTS,
+                "stream_interval": PIECE_TOKENS,
             },
             "stream": True,
             "cache_salt": salt,

@@ -37,7 +37,35 @@ class RolloutSettings(ServiceSettings):
         default="auto", metadata={"help": "nccl, gloo, or auto: nccl on GPUs, gloo on CPUs."}
     )
     transfer_bucket_mib: int = field(default=256, metadata={"help": "Weights are sent in buckets of this size."})
-    transfer_timeout_s: float = field(default=300.0, metadata={"help": "Deadline of every step of a weight push."})
+    transfer_staging_mib: int = field(
+        default=1024, metadata={"help": "Weights that a replica takes in before it loads them (gloo), in MiB."}
+    )
+    transfer_timeout_s: float = field(
+        default=120.0, metadata={"help": "Deadline of a push; who has not answered by then is lost."}
+    )
+    verify_transfer: bool = field(
+        default=False, metadata={"help": "Compare a checksum of every bucket of weights that arrives (gloo)."}
+    )
+    inflight_updates: bool = field(
+        default=True,
+        metadata={"help": "Requests in flight go on with new weights; off: they are finished before a push."},
+    )
+
+    probe_interval_s: float = field(default=2.0, metadata={"help": "Time between two probes of a replica."})
+    probe_timeout_s: float = field(
+        default=15.0, metadata={"help": "A replica whose engine does not answer for so long is lost."}
+    )
+    drain_timeout_s: float = field(
+        default=120.0, metadata={"help": "A leaving replica may finish what it writes for so long."}
+    )
+    min_replicas: int = field(default=1, metadata={"help": "With fewer replicas the run waits."})
+    replica_wait_s: float = field(
+        default=1800.0, metadata={"help": "The run ends when it had fewer than min_replicas for so long."}
+    )
+    replica_restarts: int = field(
+        default=5, metadata={"help": "Deaths in a row, none of them after two minutes, before a replica is given up."}
+    )
+    fleet_port: int = field(default=0, metadata={"help": "Port of the fleet's control API; 0: a free one."})
 
     response_length: int = field(default=1024, metadata={"help": "Longest completion, in tokens."})
     max_prompt_length: int = field(
@@ -66,7 +94,8 @@ class RolloutSettings(ServiceSettings):
         for name in ("response_length", "max_prompt_length", "rollout_tensor_parallel_size", "rollout_max_num_seqs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be at least 1")
-        for name in ("rollout_timeout_s", "transfer_timeout_s", "transfer_bucket_mib"):
+        positive = ("rollout_timeout_s", "transfer_timeout_s", "transfer_bucket_mib", "transfer_staging_mib")
+        for name in (*positive, "probe_interval_s", "probe_timeout_s", "replica_wait_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
         if self.deterministic and self.rollout_tensor_parallel_size > 1:

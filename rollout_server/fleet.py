@@ -1,141 +1,276 @@
-"""All replicas together: who belongs, which weights they hold, and how a push reaches every one of them."""
+"""All replicas together: they come, take the live version, write, and go, while the training goes on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import aiohttp
-
-from wire.errors import ServiceError, Unauthorized
+from rollout_server.config import RolloutSettings
+from rollout_server.control_routes import CallFailed, ControlRoutes, on_all
+from rollout_server.membership import Membership, Replica, State
+from rollout_server.push import Push, Superseded, WeightSender
+from wire.errors import ServiceError
 from wire.generation import PolicyVersion
-from wire.token import auth_headers
 
-PROBE_TIMEOUT_S = 30.0
-
-
-@dataclass
-class Replica:
-    """A member of the fleet. `world_size` is its number of workers (tensor parallel); `version` what it last took."""
-
-    url: str
-    world_size: int
-    version: PolicyVersion | None = None
-
-
-class WeightSender(Protocol):
-    """The learner as the fleet sees it."""
-
-    async def open_transfer(self, members: Sequence[tuple[str, int]]) -> None:
-        """Form the transfer group with `(url, world_size)` members."""
-
-    async def send_weights(self, version: PolicyVersion) -> None:
-        """Push the current weights to all members, labelled `version`."""
+CATCH_UP_PATIENCE = 10  # a joiner may take so many times as long as the last push took
+LEAST_CATCH_UP_S = 20.0
+CHECKSUM_TIMEOUT_S = 300.0
 
 
 class Fleet:
     """The replicas of a run.
 
     Args:
-        urls: base URLs.
+        settings: deadlines and limits.
         token: the run's access token.
-        transfer_timeout_s: deadline of each step of a push.
         skip_push: a test's switch: pushes after the first only move the label, not the weights.
+        say: told of every change that a person should know of.
     """
 
-    def __init__(self, urls: Sequence[str], token: str, transfer_timeout_s: float, *, skip_push: bool = False) -> None:
-        self._urls, self._token, self._timeout_s, self._skip_push = list(urls), token, transfer_timeout_s, skip_push
-        self.replicas: list[Replica] = []
-        self._group: tuple[tuple[str, int], ...] | None = None
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(
+        self,
+        settings: RolloutSettings,
+        token: str,
+        *,
+        skip_push: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings, self._skip_push, self._say = settings, skip_push, say
+        self.membership = Membership(say)
+        self._routes = ControlRoutes(token)
+        self.push = Push(
+            self.membership,
+            self._routes,
+            timeout_s=settings.transfer_timeout_s,
+            probe_timeout_s=settings.probe_timeout_s,
+            drain_timeout_s=settings.rollout_timeout_s,
+            keep=settings.inflight_updates,
+        )
+        self._urls: set[str] = set()  # joined replicas, also those that are away just now
+        self._lock = asyncio.Lock()  # one push at a time
+        self._sender: WeightSender | None = None
+        self.version: PolicyVersion | None = None  # the live one: every ready replica holds it
+        self._short_since: float | None = None
+        self._suspects: set[Replica] = set()
+        self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            headers=auth_headers(self._token), timeout=aiohttp.ClientTimeout(total=self._timeout_s)
-        )
+        await self._resources.enter_async_context(self._routes)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
-        await self._session.close()
+        await self._resources.aclose()
 
-    async def probe(self) -> None:
-        """Ask every replica for its world size; they are members from then on.
+    # --- who belongs
+
+    async def add(self, url: str, *, is_started: bool = False) -> Replica:
+        """Take in the server at `url`: it gets the live version before its first prompt.
 
         Raises:
-            ServiceError: one does not answer within 30 s; the message names it.
-            Unauthorized: one refuses the token.
+            ServiceError: it does not answer within `probe_timeout_s`; the message names it.
+            Unauthorized: it refuses the token.
         """
-        replies = await self._all("GET", "get_world_size", self._urls, timeout_s=PROBE_TIMEOUT_S)
-        self.replicas = [Replica(url, int(reply["world_size"])) for url, reply in zip(self._urls, replies, strict=True)]
+        url = url.rstrip("/")
+        world_size, boot_id = await self._routes.meet(url, self._settings.probe_timeout_s)
+        known = self.membership.find(url)
+        if known is not None and known.state is not State.LOST and known.boot_id == boot_id:
+            return known
+        if known is not None:
+            self.membership.lose(known, "started again")
+        if not is_started:
+            self._urls.add(url)
+        replica = Replica(url, world_size, boot_id, is_started=is_started, state=State.SYNCING)
+        self.membership.enter(replica)
+        return replica
 
-    def ready(self) -> list[str]:
-        """URLs of the replicas that hold the newest version pushed."""
-        held = [replica.version for replica in self.replicas if replica.version is not None]
-        newest = max(held, default=None)
-        return [replica.url for replica in self.replicas if newest is not None and replica.version == newest]
+    async def remove(self, url: str) -> None:
+        """Let the replica at `url` go: it finishes what it writes for drain_timeout_s, the rest goes to others."""
+        self._urls.discard(url)
+        replica = self.membership.find(url)
+        if replica is not None:
+            await self.membership.leave(replica, self._settings.drain_timeout_s)
+
+    # --- as the client of completions sees it (rollout_server.client.Members)
+
+    def ready(self) -> Sequence[Replica]:
+        """The replicas that hold the live version and write."""
+        return self.membership.of(State.READY)
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return at the next change of any replica's state, or after `timeout_s` seconds."""
+        await self.membership.changed(timeout_s)
+
+    def suspect(self, replica: Replica) -> None:
+        """A request to it failed: ask it at once whether it lives."""
+        self._suspects.add(replica)
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Count what happened to prompts: rerouted, tokens_discarded."""
+        self.membership.counts[name] += number
+
+    # --- weights
 
     async def publish(self, sender: WeightSender, version: PolicyVersion) -> None:
-        """Bring every replica to `version`: pause (requests are kept), transfer, resume.
+        """Make `version` the live one on every replica that is there; with none there, on each that comes.
 
-        The transfer group is built anew only when the members differ from the last time. Requests in flight go on
-        with the new weights; the spans of their tokens say so.
+        Requests in flight go on with the new weights, and the spans of their tokens say so; or they are finished
+        first, where `inflight_updates` is off.
 
         Raises:
-            ServiceError: a replica or the transfer failed, or missed its deadline.
+            ServiceError: the learner failed, or nothing can be sent though the members live.
         """
-        urls = [replica.url for replica in self.replicas]
-        if self._skip_push and all(replica.version is not None for replica in self.replicas):
-            await self._all("POST", "update_weight_version", urls, json={"new_version": version.label})
-        else:
-            await self._push(sender, version, urls)
-        for replica in self.replicas:
-            replica.version = version
+        async with self._lock:
+            self._sender, self.version = sender, version
+            replicas = self.membership.of(State.READY, State.SYNCING)
+            if self._skip_push and replicas and all(replica.version is not None for replica in replicas):
+                await self._relabel(replicas, version)
+            else:
+                await self.push.bring(sender, version, replicas)
 
-    async def _push(self, sender: WeightSender, version: PolicyVersion, urls: list[str]) -> None:
-        members = tuple((replica.url, replica.world_size) for replica in self.replicas)
-        if members != self._group:
-            await sender.open_transfer(members)
-            self._group = members
-        try:
-            await self._all("POST", "pause", urls, params={"mode": "keep", "clear_cache": "false"})
-            await sender.send_weights(version)
-        except BaseException:
-            # Half-loaded weights: whatever the server says, its version is unknown until a push is whole.
-            self._group = None
-            for replica in self.replicas:
-                replica.version = None
-            raise
-        finally:
-            await self._all("POST", "resume", urls)
+    async def _relabel(self, replicas: Sequence[Replica], version: PolicyVersion) -> None:
+        self.membership.hold(replicas)
+        timeout_s = self._settings.probe_timeout_s
+        calls = [self._routes.relabel(replica, version.label, timeout_s) for replica in replicas]
+        for url, problem in (await on_all(replicas, calls)).items():
+            raise ServiceError(f"{url}: {problem}")
+        for replica in replicas:
+            self.membership.admit(replica, version)
+
+    async def _catch_up(self) -> None:
+        """Bring the live version to those that came since the last push, without touching the others."""
+        joiners = self.membership.of(State.SYNCING)
+        if not joiners or self._lock.locked() or self._sender is None:
+            return
+        async with self._lock:
+            assert self.version is not None
+            # A sick joiner must not hold the learner for as long as a push to the whole fleet may take.
+            patience = max(LEAST_CATCH_UP_S, CATCH_UP_PATIENCE * self.push.last_s)
+            timeout_s = min(self._settings.transfer_timeout_s, patience)
+            with suppress(Superseded):  # the learner is past it: the joiners are in the next push
+                await self.push.bring(self._sender, self.version, joiners, timeout_s)
 
     async def versions(self) -> list[str]:
-        """What each replica itself says it holds."""
-        replies = await self._all("GET", "weight_info", [replica.url for replica in self.replicas])
-        return [str(reply["weight_version"]) for reply in replies]
+        """What each ready replica itself says it holds."""
+        timeout_s = self._settings.probe_timeout_s
+        return [await self._routes.version(replica, timeout_s) for replica in self.ready()]
 
-    async def _all(
-        self, method: str, route: str, urls: Sequence[str], *, timeout_s: float | None = None, **request: Any
-    ) -> list[Any]:
-        calls = (self._call(method, f"{url}/{route}", timeout_s or self._timeout_s, request) for url in urls)
-        return await asyncio.gather(*calls)
+    async def checksums(self) -> dict[str, dict[str, str]]:
+        """vLLM's checksums of the tensors that each ready replica holds, by URL and name of the tensor."""
+        return {
+            replica.url: await self._routes.checksums(replica, CHECKSUM_TIMEOUT_S) for replica in list(self.ready())
+        }
 
-    async def _call(self, method: str, url: str, timeout_s: float, request: dict[str, Any]) -> Any:
-        assert self._session is not None
-        deadline = aiohttp.ClientTimeout(total=timeout_s)
-        try:
-            async with self._session.request(method, url, timeout=deadline, **request) as reply:
-                if reply.status == 401:
-                    raise Unauthorized(f"{url} refuses the token: give both sides the same token_file")
-                if reply.status != 200:
-                    raise ServiceError(f"{url} answered HTTP {reply.status}: {(await reply.text())[:300]}")
-                return await reply.json()
-        except TimeoutError as error:
-            raise ServiceError(f"{url} did not answer within {timeout_s:.0f} s") from error
-        except aiohttp.ClientError as error:
-            raise ServiceError(f"{url}: {error or type(error).__name__}") from error
+    # --- while it runs
+
+    async def tend(self) -> None:
+        """Probe, bring back who was away, catch up who is new; until cancelled.
+
+        Raises:
+            ServiceError: fewer than min_replicas have been ready for replica_wait_s; or as `publish` does.
+        """
+        while True:
+            await self._probe_all()
+            await self._look_for_the_lost()
+            await self._catch_up()
+            self._check_size()
+            self._suspects.clear()
+            end = time.monotonic() + self._settings.probe_interval_s
+            while time.monotonic() < end and not self._suspects:
+                await self.changed(min(0.2, self._settings.probe_interval_s))
+                if self.membership.of(State.SYNCING):
+                    await self._catch_up()
+
+    async def _probe_all(self) -> None:
+        """Part with members whose engine does not answer. One that is taking weights answers to nobody: the transfer
+        judges it by its own deadline."""
+        states = (State.READY, State.DRAINING) if self._lock.locked() else (State.READY, State.DRAINING, State.SYNCING)
+        asked = [(replica, replica.since) for replica in self.membership.of(*states)]
+        replicas = [replica for replica, _ in asked]
+        calls = [self._routes.probe(replica, self._settings.probe_timeout_s) for replica in replicas]
+        failed = await on_all(replicas, calls)
+        for replica, since in asked:
+            problem = failed.get(replica.url)
+            takes_weights = replica.state is State.SYNCING and self._lock.locked()
+            if problem is not None and replica.since == since and not takes_weights:  # else a push came in between
+                self.membership.lose(replica, str(problem))
+
+    async def _look_for_the_lost(self) -> None:
+        """Joined replicas that were lost, or started again, come back as new ones; so do those that thawed."""
+        away = [
+            url
+            for url in sorted(self._urls)
+            if (known := self.membership.find(url)) is None or known.state is State.LOST
+        ]
+        if away:
+            await asyncio.gather(*(self._try_to_add(url) for url in away))
+
+    async def _try_to_add(self, url: str) -> None:
+        with suppress(CallFailed):
+            await self.add(url)
+
+    def _check_size(self) -> None:
+        if self.version is None or len(self.ready()) >= self._settings.min_replicas or self._lock.locked():
+            self._short_since = None
+            return
+        settings, num = self._settings, len(self.ready())
+        lost = "; ".join(f"{replica.url}: {replica.reason}" for replica in self.membership.of(State.LOST))
+        short = f"{num} of at least {settings.min_replicas} replicas are ready (lost: {lost or 'none'})"
+        if self._short_since is None:
+            self._short_since = time.monotonic()
+            self._say(
+                f"the run waits: {short}; it goes on when one comes, and ends after {settings.replica_wait_s:.0f} s"
+            )
+        elif time.monotonic() - self._short_since > settings.replica_wait_s:
+            raise ServiceError(
+                f"{short} for {settings.replica_wait_s:.0f} s; start replicas, or raise replica_wait_s "
+                f"({settings.replica_wait_s:.0f})"
+            )
+
+    # --- what a person sees
+
+    def state(self) -> dict[str, Any]:
+        """The fleet as JSON: epoch, live version, counts, and each replica."""
+        now = time.monotonic()
+        return {
+            "epoch": self.membership.epoch,
+            "version": self.version.label if self.version else None,
+            "counts": dict(self.membership.counts),
+            "replicas": [
+                {
+                    "url": replica.url,
+                    "state": replica.state,
+                    "version": replica.version.label if replica.version else None,
+                    "started": replica.is_started,
+                    "in_flight": replica.in_flight,
+                    "since_s": round(now - replica.since, 1),
+                    "paused_s": round(replica.paused_s, 3),
+                    "reason": replica.reason,
+                }
+                for replica in self.membership.replicas
+            ],
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """The fleet's part of a step's metrics, by TensorBoard name."""
+        counts, ready = self.membership.counts, self.ready()
+        pauses = [replica.last_pause_s for replica in ready]
+        return {
+            "fleet/replicas": float(len(ready)),
+            "fleet/epoch": float(self.membership.epoch),
+            "fleet/push_seconds": self.push.last_s,
+            "fleet/transfer_seconds": self.push.last.seconds,
+            "fleet/load_seconds": self.push.last.load_seconds,
+            "fleet/push_bytes": float(self.push.last.num_bytes),
+            "fleet/pause_seconds_max": max(pauses, default=0.0),
+            "fleet/pause_seconds_mean": sum(pauses) / len(pauses) if pauses else 0.0,
+            **{f"fleet/{name}": float(counts[name]) for name in COUNTED},
+        }
+
+
+COUNTED = ("joins", "losses", "leaves", "retries", "rerouted_prompts", "tokens_discarded")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -9,7 +11,10 @@ import ray
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_process
 from wire.engine import resolve_device
+from wire.errors import ServiceError
 from wire.process import HostedServer
+
+STOP_TIMEOUT_S = 25.0
 
 
 class ReplicaHost(HostedServer):
@@ -19,11 +24,37 @@ class ReplicaHost(HostedServer):
         super().__init__(replica_process(settings, index), settings.startup_timeout_s)
 
 
-def place_replicas(settings: RolloutSettings) -> list[Any]:
-    """An actor handle for each replica of the settings, on nodes with the resource `rollout`; nothing is started yet.
+class PlacedReplica:
+    """Replica `index` on whichever node has the resource `rollout` free; nothing is started yet.
 
-    Two threads an actor let `check` and `stop` be heard while `start` waits for the engine.
+    Two threads of the actor let `check` and `stop` be heard while `start` waits for the engine.
     """
-    gpus = settings.rollout_tensor_parallel_size if resolve_device(settings.device) == "cuda" else 0
-    host = ray.remote(ReplicaHost).options(num_cpus=0, num_gpus=gpus, resources={"rollout": 1}, max_concurrency=2)
-    return [host.remote(settings, index) for index in range(settings.replicas)]
+
+    def __init__(self, settings: RolloutSettings, index: int) -> None:
+        gpus = settings.rollout_tensor_parallel_size if resolve_device(settings.device) == "cuda" else 0
+        host = ray.remote(ReplicaHost).options(num_cpus=0, num_gpus=gpus, resources={"rollout": 1}, max_concurrency=2)
+        self._actor: Any = host.remote(settings, index)
+        self._name = f"replica-{index}"
+
+    async def start(self) -> str:
+        """Start the server and wait until it answers; returns its URL. Raises ServiceError with its last words."""
+        return str(await self._ask(self._actor.start))
+
+    async def check(self) -> None:
+        """Raises ServiceError where the server, or its node, is gone."""
+        await self._ask(self._actor.check)
+
+    async def stop(self) -> None:
+        """End the server and give its place back. A dead actor's server was ended with it."""
+        with suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._ask(self._actor.stop)
+        ray.kill(self._actor)
+
+    async def _ask(self, method: Any) -> Any:
+        try:
+            return await method.remote()
+        except asyncio.CancelledError:
+            raise
+        except ray.exceptions.RayError as error:  # the actor's own error in Ray's wrapping, or the actor is gone
+            raise ServiceError(str(getattr(error, "cause", None) or f"{self._name}: {error}")) from error

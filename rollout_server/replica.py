@@ -11,8 +11,6 @@ from rollout_server.config import RolloutSettings
 from wire.engine import dealt_gpus, resolve_device, vllm_command, vllm_environment
 from wire.process import ServerProcess, free_port, url_of
 
-NEVER_STREAM_PARTS = 2**30  # tokens: a choice comes in one piece, when it is done
-
 MEMORY_ADVICE = (
     "lower rollout_gpu_memory_utilization by 0.05, halve rollout_max_num_seqs, or raise rollout_tensor_parallel_size"
 )
@@ -26,7 +24,7 @@ def replica_command(settings: RolloutSettings, port: int) -> list[str]:
     """
     transfer = json.dumps({"backend": settings.transfer_backend})
     extra = ["--load-format", "dummy", "--weight-transfer-config", transfer, "--logprobs-mode", "processed_logprobs"]
-    extra += ["--enable-scale-out", "--stream-interval", str(NEVER_STREAM_PARTS)]
+    extra += ["--enable-scale-out"]
     extra += ["--middleware", "rollout_server.gate.WeightGateMiddleware"]
     if settings.fp32_lm_head:
         extra += ["--hf-overrides", json.dumps({"head_dtype": "float32"})]
@@ -55,7 +53,8 @@ def replica_process(settings: RolloutSettings, index: int, *, shares_host: bool 
         index: from 0.
         shares_host: whether this host's GPUs are to be dealt out here; Ray has already done so for its actors.
     """
-    port = settings.rollout_ports[index] if settings.rollout_ports else free_port(settings.bind_address)
+    ports = settings.rollout_ports
+    port = ports[index] if index < len(ports) else free_port(settings.bind_address)
     env = vllm_environment(
         bind_address=settings.bind_address,
         token_file=settings.token_file,

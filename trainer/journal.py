@@ -36,7 +36,7 @@ class Journal:
         first_step: steps done before, by the run that is resumed.
         stop_token_ids: ids that end a completion.
         waits: says who waits for whom, for the progress line.
-        judge: the judge's metrics of a step, by name; called once a step.
+        services: the judge's and the fleet's metrics of a step, by name; called once a step.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Journal:
         first_step: int,
         stop_token_ids: Sequence[int],
         waits: Callable[[], str],
-        judge: Callable[[], dict[str, float]] = dict,
+        services: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        self._settings, self._stops, self._waits, self._judge = settings, tuple(stop_token_ids), waits, judge
+        self._settings, self._stops, self._waits, self._services = settings, tuple(stop_token_ids), waits, services
         self._writer = SummaryWriter(str(settings.runs_dir))
         self._first_step, self._started = first_step, time.monotonic()
         self._stage = "starting"
@@ -117,7 +117,7 @@ class Journal:
             eps=(version.step - self._first_step) * size / elapsed,
             stop_token_ids=self._stops,
         )
-        metrics |= self._judge() | self._step_seconds | {"sample/dropped_groups": float(num_dropped)}
+        metrics |= self._services() | self._step_seconds | {"sample/dropped_groups": float(num_dropped)}
         self._step_seconds = {}
         for stage in ("generate", "judge", "reference"):
             self._seconds[stage] += metrics[f"time/{stage}"]

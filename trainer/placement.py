@@ -17,6 +17,7 @@ from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
 
 OBJECT_STORE_BYTES = 256 * 2**20  # batches and texts; weights never pass through it
+MAX_REPLICAS = 1024  # of an embedded cluster: GPUs and memory are its real limits
 STOP_TIMEOUT_S = 45.0  # the reward service takes up to 30 s to end its GenRM
 GPU_DETERMINISM = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
 
@@ -50,7 +51,7 @@ def _start_embedded(settings: RunSettings) -> None:
         address="local",
         include_dashboard=False,
         num_cpus=max(os.cpu_count() or 1, settings.num_learner_ranks),
-        resources={"rollout": max(settings.replicas, 1), "reward": 1, "learner": settings.num_learner_ranks},
+        resources={"rollout": MAX_REPLICAS, "reward": 1, "learner": settings.num_learner_ranks},
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -82,7 +83,22 @@ def place_learner(settings: RunSettings) -> list[Any]:
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if settings.bind_address.startswith("127."):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    actor = ray.remote(LearnerRank)
+
+    class PlacedRank(LearnerRank):
+        """A rank that can send weights on a thread of its own, beside a no-grad pass."""
+
+        @ray.method(concurrency_group="transfer")
+        def open_transfer_beside(self, *arguments: Any) -> Any:
+            """`open_transfer`, beside other work."""
+            return self.open_transfer(*arguments)
+
+        @ray.method(concurrency_group="transfer")
+        def send_weights_beside(self, *arguments: Any) -> Any:
+            """`send_weights`, beside other work."""
+            return self.send_weights(*arguments)
+
+    # Ray's stub of `remote` lacks the argument.
+    actor: Any = ray.remote(concurrency_groups={"transfer": 1})(PlacedRank)  # type: ignore[call-overload]
     return [
         actor.options(
             num_cpus=0,

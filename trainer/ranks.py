@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from rollout_server.push import Superseded
 from trainer.batch import MiniBatch, Sample, pack_for_ranks
 from trainer.collect import Logprobs
 from trainer.config import RunSettings
 from trainer.stats import StepStats, merge
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
+from wire.membership import Member, TransferReport
+
+TRANSFER_MARGIN_S = 20.0  # a rank keeps a transfer's deadline itself; this is for its host
 
 
 class Learner:
@@ -26,6 +30,10 @@ class Learner:
         self._actors, self._settings = list(actors), settings
         # One call at a time over all ranks: every pass is a collective, so all must run them in one order.
         self._lock = asyncio.Lock()
+        # Weights that are being sent must not change meanwhile. Taken before the other lock.
+        self._transfer_lock = asyncio.Lock()
+        self._sends_beside = False
+        self._base = PolicyVersion(0, 0)
         self._waiting: list[tuple[Sequence[Sample], asyncio.Future[list[Logprobs]]]] = []
         self._scorer: asyncio.Task[None] | None = None
         self.num_steps = 0  # taken since the start of this process, failed ones included
@@ -35,11 +43,22 @@ class Learner:
         """Learner ranks."""
         return len(self._actors)
 
+    @property
+    def version(self) -> PolicyVersion:
+        """What the ranks hold, or are making."""
+        return PolicyVersion(self._base.lineage, self._base.step + self.num_steps)
+
+    def begin_at(self, version: PolicyVersion) -> None:
+        """Name what the ranks hold before their first step."""
+        self._base = version
+
     async def setup(self, host: str) -> dict[str, Any]:
         """Load the policy on every rank; returns rank 0's facts about it."""
         port = await self._wait([self._actors[0].pick_port.remote()], "pick_port")
         async with self._lock:
-            return (await self._on_all("setup", *[(host, port[0])] * self.num_ranks))[0]
+            facts: dict[str, Any] = (await self._on_all("setup", *[(host, port[0])] * self.num_ranks))[0]
+        self._sends_beside = bool(facts.get("sends_beside"))
+        return facts
 
     async def reference(self, samples: Sequence[Sample]) -> list[Logprobs]:
         """Own and reference log-probs of each sample. Groups that wait together are scored together."""
@@ -94,20 +113,34 @@ class Learner:
         return [by_sample[id(sample)] for sample in samples]
 
     async def step(self, batch: Sequence[Sequence[MiniBatch]]) -> StepStats:
-        """One step of the loop; `batch[rank]` is a rank's share."""
-        async with self._lock:
+        """One step of the loop; `batch[rank]` is a rank's share. Waits for a transfer that is under way."""
+        async with self._transfer_lock, self._lock:
             self.num_steps += 1
             return merge(await self._on_all("step", *[(list(share),) for share in batch]))
 
-    async def open_transfer(self, members: Sequence[tuple[str, int]]) -> None:
-        """Form the transfer group with the fleet."""
-        async with self._lock:
-            await self._on_all("open_transfer", *[(list(members),)] * self.num_ranks)
+    async def open_transfer(self, members: Sequence[Member], timeout_s: float) -> TransferReport:
+        """Form the transfer group with the members; the report says how it went at each."""
+        async with self._transfer_lock:
+            return await self._transfer("open_transfer", (list(members), timeout_s), timeout_s)
 
-    async def send_weights(self, version: PolicyVersion) -> None:
-        """Push the current weights, labelled `version`."""
+    async def send_weights(self, version: PolicyVersion, push_id: str, timeout_s: float) -> TransferReport:
+        """Send the weights, which are `version`, to the group; the report says how it went at each member.
+
+        Raises:
+            Superseded: the ranks hold another version by now.
+        """
+        async with self._transfer_lock:
+            if version != self.version:
+                raise Superseded(f"version {version.label}: the learner holds {self.version.label}")
+            return await self._transfer("send_weights", (version, push_id, timeout_s), timeout_s)
+
+    async def _transfer(self, method: str, arguments: tuple[Any, ...], timeout_s: float) -> TransferReport:
+        """On rank 0 alone, beside its other work, where it holds all weights; else on all ranks, for they gather."""
+        if self._sends_beside:
+            call = getattr(self._actors[0], f"{method}_beside").remote(*arguments)
+            return (await self._wait([call], method, timeout_s + TRANSFER_MARGIN_S))[0]  # type: ignore[no-any-return]  # the actor's answer
         async with self._lock:
-            await self._on_all("send_weights", *[(version,)] * self.num_ranks)
+            return (await self._on_all(method, *[arguments] * self.num_ranks))[0]  # type: ignore[no-any-return]  # as above
 
     async def save(self, folder: str) -> None:
         """Write all ranks' parts of a checkpoint."""
@@ -140,10 +173,10 @@ class Learner:
         calls = [getattr(actor, method).remote(*args) for actor, args in zip(self._actors, arguments, strict=True)]
         return await self._wait(calls, method)
 
-    async def _wait(self, calls: Sequence[Any], method: str) -> list[Any]:
+    async def _wait(self, calls: Sequence[Any], method: str, timeout_s: float | None = None) -> list[Any]:
         """All replies; the first rank that fails fails the call, for the others may wait for it in a collective."""
         tasks = {asyncio.ensure_future(_as_coroutine(call)): rank for rank, call in enumerate(calls)}
-        timeout_s = self._settings.learner_timeout_s
+        timeout_s = timeout_s or self._settings.learner_timeout_s
         done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         for task in pending:
             task.cancel()

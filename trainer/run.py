@@ -79,7 +79,7 @@ class Run:
         await self._restore()
         sampling = Sampling(settings.response_length, settings.temperature, material.stop_token_ids)
         fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
-        async with RolloutClient(fleet.ready, self._token, sampling, settings.rollout_timeout_s) as rollouts:
+        async with RolloutClient(fleet, self._token, sampling, settings.rollout_timeout_s) as rollouts:
             collector = Collector(
                 settings,
                 rollouts,
@@ -87,7 +87,7 @@ class Run:
                 learner,
                 material.decode,
                 version=lambda: self._live,
-                learner_version=self._learner_version,
+                learner_version=lambda: learner.version,
             )
             stops, waits = material.stop_token_ids, collector.slowest
             journal = Journal(
@@ -95,7 +95,7 @@ class Run:
                 first_step=self._first_step,
                 stop_token_ids=stops,
                 waits=waits,
-                judge=lambda: collector.verdicts.drain() | self._services.judge_metrics(),
+                services=lambda: collector.verdicts.drain() | self._services.judge_metrics() | fleet.metrics(),
             )
             async with journal:
                 journal.add_seconds("start", time.monotonic() - started)
@@ -117,14 +117,12 @@ class Run:
         await self._services.learner.load(str(path))
         self._done = (state.resumed_version(deterministic=self._settings.deterministic), state.next_prompt)
         self._first_step = state.step
+        self._services.learner.begin_at(self._done[0])
         self._say(f"resumed from {path}: step {state.step}")
 
     async def _publish(self, version: PolicyVersion) -> None:
         await self._services.fleet.publish(self._services.learner, version)
         self._live = version
-
-    def _learner_version(self) -> PolicyVersion:
-        return PolicyVersion(self._done[0].lineage, self._first_step + self._services.learner.num_steps)
 
     async def _train(self, collector: Collector, journal: Journal) -> PolicyVersion:
         version, next_prompt = self._done

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from reward_server.client import RewardClient
 from reward_server.placement import place_reward_service
 from reward_server.scheme import Scheme
 from reward_server.service import CLIENT_MARGIN_S
+from rollout_server.control import ControlApi, served
 from rollout_server.fleet import Fleet
-from rollout_server.placement import place_replicas
+from rollout_server.placement import PlacedReplica
+from rollout_server.scale import ADDRESS_FILE
+from rollout_server.started import StartedReplicas
 from trainer.config import RunSettings
 from trainer.placement import place_learner, ray_cluster, stop_host
 from trainer.ranks import Learner
@@ -29,8 +33,9 @@ class Services:
 
     learner: Learner
     fleet: Fleet
+    replicas: StartedReplicas
     judge: RewardClient
-    hosts: list[Any]
+    judge_hosts: list[Any]
     judge_info: dict[str, Any] = field(default_factory=dict)
 
     async def observe(self) -> None:
@@ -49,10 +54,24 @@ class Services:
         return {name: float(value) for name, value in found.items() if value is not None}
 
     async def watch(self) -> None:
-        """Run until a server that this run started ends; raises ServiceError with its last words."""
+        """Tend the fleet, and look after the judge; runs until cancelled.
+
+        Raises:
+            ServiceError: the judge that this run started has ended, or the fleet is too small for too long.
+        """
+        parts = [self._watch_judge(), self.fleet.tend(), self.replicas.tend()]
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch_judge(self) -> None:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            for host in self.hosts:
+            for host in self.judge_hosts:
                 try:
                     await host.check.remote()
                 except Exception as error:  # Ray raises the actor's own error, or one of many of its own
@@ -76,19 +95,25 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         stack.enter_context(ray_cluster(settings))
         learner = Learner(place_learner(settings), settings)
         stack.push_async_callback(learner.close)
+        fleet = await stack.enter_async_context(Fleet(settings, token, skip_push=settings.skip_push, say=say))
+        replicas = StartedReplicas(settings, fleet, lambda index: PlacedReplica(settings, index), say)
+        stack.push_async_callback(replicas.stop)
         judge_hosts = [] if settings.reward_url else [place_reward_service(settings)]
-        replica_hosts = place_replicas(settings)
-        for host in [*judge_hosts, *replica_hosts]:
+        for host in judge_hosts:
             stack.callback(stop_host, host)
-        hosts = [*judge_hosts, *replica_hosts]
-        starts = [_started(host, say) for host in hosts]
-        urls, _ = await _all_or_none(asyncio.gather(*starts), _learner_started(learner, settings, say))
-        reward_url = settings.reward_url or urls[0]
-        replica_urls = [*urls[len(judge_hosts) :], *(url.rstrip("/") for url in settings.rollout_urls)]
-        fleet = await stack.enter_async_context(
-            Fleet(replica_urls, token, settings.transfer_timeout_s, skip_push=settings.skip_push)
+        starts = [_started(host, say) for host in judge_hosts]
+        joined = [fleet.add(url) for url in settings.rollout_urls]
+        urls, *_ = await _all_or_none(
+            asyncio.gather(*starts),
+            _learner_started(learner, settings, say),
+            replicas.start(settings.replicas),
+            asyncio.gather(*joined),
         )
-        await fleet.probe()
+        reward_url = settings.reward_url or urls[0]
+        api = ControlApi(fleet, replicas, token)
+        fleet_url = await stack.enter_async_context(served(api, settings))
+        stack.enter_context(_announced(fleet_url, Path(settings.output_dir)))
+        say(f"fleet: {fleet_url}")
         judge = await stack.enter_async_context(
             RewardClient(
                 reward_url,
@@ -100,7 +125,18 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         info = await judge.info()
         if settings.deterministic and not info.get("deterministic"):
             raise ConfigError(f"a deterministic run cannot join {reward_url}: start it with --deterministic true too")
-        yield Services(learner, fleet, judge, hosts, info)
+        yield Services(learner, fleet, replicas, judge, judge_hosts, info)
+
+
+@contextmanager
+def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
+    """Name the fleet's address in the run's folder while the context is open."""
+    path = output_dir / ADDRESS_FILE
+    path.write_text(fleet_url + "\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 async def _started(host: Any, say: Callable[[str], None]) -> str:

@@ -72,7 +72,7 @@ def vllm_command(
     command += ["--host", bind_address, "--port", str(port), "--dtype", dtype]
     command += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)]
     command += ["--tensor-parallel-size", str(tensor_parallel_size), "--generation-config", "vllm"]
-    command += ["--middleware", "wire.token.TokenMiddleware", "--no-enable-log-requests"]
+    command += ["--no-enable-log-requests"]
     # A prompt whose head is cached is computed in other pieces than one that is not, and which it is depends on time.
     command += ["--no-enable-prefix-caching" if deterministic else "--enable-prefix-caching"]
     if device == "cuda":
@@ -86,7 +86,8 @@ def vllm_command(
             "--max-num-batched-tokens",
             str(max(max_model_len, 2048)),
         ]
-    return command + list(extra_args)
+    # The last middleware is the outermost: nothing answers before the token was seen.
+    return [*command, *extra_args, "--middleware", "wire.token.TokenMiddleware"]
 
 
 def vllm_environment(

@@ -1,8 +1,8 @@
 """What the driver, the learner and a replica tell each other about membership and pushes. Torch-free.
 
-    driver -> learner             members, push id            open_transfer, send_weights
-    learner, driver -> replica    x-boot-id, x-push-id        on every call that has to do with weights
-    learner -> driver             outcome of each member      how the push went
+driver -> learner             members, push id            open_transfer, send_weights
+learner, driver -> replica    x-boot-id, x-push-id        on every call that has to do with weights
+learner -> driver             outcome of each member      how the push went
 """
 
 from __future__ import annotations

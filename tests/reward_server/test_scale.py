@@ -2,7 +2,7 @@
 
 import pytest
 
-from reward_server.scale import carry_out, lines, main, take_command
+from reward_server.scale import carry_out, lines, main
 from wire.errors import ConfigError
 
 STATE = {
@@ -23,25 +23,6 @@ class FakeClient:
     async def call(self, method, path, message=None):
         self.calls.append((method, path, message))
         return STATE
-
-
-@pytest.mark.parametrize(
-    ("words", "command", "rest"),
-    [
-        (["3", "--reward_url", "u"], ["3"], ["--reward_url", "u"]),
-        (["-1"], ["-1"], []),
-        (["status", "--config", "f"], ["status"], ["--config", "f"]),
-        (["add", "http://x:1", "--config", "f"], ["add", "http://x:1"], ["--config", "f"]),
-    ],
-)
-def test_the_command_stands_before_the_flags(words, command, rest):
-    assert take_command(words) == (command, rest)
-
-
-@pytest.mark.parametrize("words", [[], ["x"], ["add"], ["add", "x:1"], ["--config", "f"], ["+"], ["1.5"]])
-def test_what_is_no_command_is_refused_with_those_there_are(words):
-    with pytest.raises(ConfigError, match=r"give a number of servers"):
-        take_command(words)
 
 
 @pytest.mark.parametrize(
