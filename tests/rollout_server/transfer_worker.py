@@ -1,9 +1,9 @@
 """One replica of a push test, in a process of its own: four routes over our worker's engine, a model that remembers.
 
-A program: `python -m tests.rollout_server.transfer_worker PORT TROUBLE`. TROUBLE is what befalls it: `kill` (it dies)
-or `freeze` (it stops) when the first bucket has arrived, `kill-joining` when it is asked to join, `refuse` (HTTP 500 to
-an update), `damage` (a bucket changes on the way), `load` (its model cannot load), or nothing. `GET /loaded` tells what
-its model holds.
+A program: `python -m tests.rollout_server.transfer_worker PORT`. `GET /TROUBLE` sets what befalls it next: `kill` (it
+dies) or `freeze` (it stops) when the first bucket has arrived, `kill-joining` when it is asked to join, `refuse` (HTTP
+500 to an update), `damage` (a bucket changes on the way), `load` (its model cannot load), or `well`; a fresh engine and
+model come with it. `GET /state` tells what its model holds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from rollout_server import gloo_worker
 from rollout_server.gloo_group import GlooGroup
+from rollout_server.gloo_worker import GlooWeightTransferEngine
 from wire.membership import BOOT_HEADER, PUSH_HEADER
 
+BOOT_ID = "b1946ac9"
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 
@@ -47,17 +49,6 @@ class Model(torch.nn.Module):
         self.loaded += [fingerprint(name, tensor) for name, tensor in weights]
 
 
-class TroubledGroup(GlooGroup):
-    """A group whose process meets its fate at the first bucket."""
-
-    trouble = ""
-
-    def wait(self, work: Any, deadline: Any) -> None:
-        super().wait(work, deadline)
-        if self.trouble in SIGNALS:
-            os.kill(os.getpid(), SIGNALS[self.trouble])
-
-
 class Replica:
     """The engine and its model behind four routes."""
 
@@ -65,7 +56,7 @@ class Replica:
         self.trouble, self.model = trouble, Model(trouble)
         parallel = SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
         config: Any = SimpleNamespace(parallel_config=parallel, model_config=None)
-        self.engine = gloo_worker.GlooWeightTransferEngine(None, config, torch.device("cpu"), self.model)
+        self.engine = GlooWeightTransferEngine(None, config, torch.device("cpu"), self.model)
         self.version, self.headers = "", list[list[str]]()
 
     def call(self, route: str, body: dict[str, Any]) -> None:
@@ -85,53 +76,58 @@ class Replica:
             self.version = body["weight_version"]
 
 
-def handler(replica: Replica) -> type[BaseHTTPRequestHandler]:
-    """The routes of `replica`."""
+class Handler(BaseHTTPRequestHandler):
+    """The routes of the process's one replica."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            route = self.path.strip("/")
-            replica.headers.append([route, self.headers[BOOT_HEADER], self.headers[PUSH_HEADER] or ""])
-            try:
-                replica.call(route, body)
-            except Exception as error:  # noqa: BLE001 - as vLLM's server does
-                self.answer(500, {"error": f"{type(error).__name__}: {error}"})
-            else:
-                self.answer(200, {})
+    replica = Replica("well")
 
-        def do_GET(self) -> None:
-            state = {"loaded": replica.model.loaded, "version": replica.version, "headers": replica.headers}
-            self.answer(200, state)
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        route = self.path.strip("/")
+        self.replica.headers.append([route, self.headers[BOOT_HEADER], self.headers[PUSH_HEADER] or ""])
+        try:
+            self.replica.call(route, body)
+        except Exception as error:  # noqa: BLE001 - as vLLM's server does
+            self.answer(500, {"error": f"{type(error).__name__}: {error}"})
+        else:
+            self.answer(200, {})
 
-        def answer(self, status: int, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(data)))
-            self.send_header(BOOT_HEADER, "boot-id")
-            self.end_headers()
-            self.wfile.write(data)
+    def do_GET(self) -> None:
+        if self.path != "/state":
+            self.replica.engine.shutdown()
+            Handler.replica = Replica(self.path.strip("/"))
+        replica = self.replica
+        self.answer(200, {"loaded": replica.model.loaded, "version": replica.version, "headers": replica.headers})
 
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.send_header(BOOT_HEADER, BOOT_ID)
+        self.end_headers()
+        self.wfile.write(data)
 
-    return Handler
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
 
 
 def main() -> None:
     """Serve until killed."""
-    port, trouble = int(sys.argv[1]), sys.argv[2]
-    TroubledGroup.trouble = trouble
-    gloo_worker.GlooGroup = TroubledGroup  # type: ignore[misc]
-    if trouble == "damage":
-        verify = gloo_worker.verify_checksum
+    wait, verify = GlooGroup.wait, gloo_worker.verify_checksum
 
-        def damaged(bucket: Any, area: Tensor) -> None:
+    def fatal_wait(group: GlooGroup, work: Any, deadline: Any) -> None:
+        wait(group, work, deadline)
+        if Handler.replica.trouble in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[Handler.replica.trouble])
+
+    def damaging_verify(bucket: Any, area: Tensor) -> None:
+        if Handler.replica.trouble == "damage":
             area[0] += 1
-            verify(bucket, area)
+        verify(bucket, area)
 
-        gloo_worker.verify_checksum = damaged
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler(Replica(trouble)))
+    GlooGroup.wait = fatal_wait  # type: ignore[method-assign]  # the process's fate
+    gloo_worker.verify_checksum = damaging_verify
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
     print("ready", flush=True)
     server.serve_forever()
 
