@@ -15,16 +15,16 @@ SPIN_S = 0.001
 
 
 def register() -> None:
-    """Register the `gloo` weight-transfer backend, keep rendezvous sockets off the public interfaces, and on a CPU wait
+    """Register our weight-transfer engines, keep rendezvous sockets off the public interfaces, and on a CPU wait
     without spinning."""
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.platforms import current_platform
+
+    from rollout_server.transfer import register_worker_engines
 
     listen_on_named_host_only()
     if current_platform.is_cpu():
         wait_without_spinning()
-    if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", "rollout_server.transfer", "GlooWeightTransferEngine")
+    register_worker_engines()
 
 
 def wait_without_spinning() -> None:

@@ -13,7 +13,16 @@ PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 DOORS = {
     "ray": {"rollout_server/placement.py", "reward_server/placement.py", "trainer/placement.py"},
     "deepspeed": {"trainer/learner.py", "trainer/publish.py", "trainer/checkpoint.py"},
-    "vllm": {"rollout_server/plugin.py", "rollout_server/transfer.py", "trainer/publish.py"},
+    "vllm": {
+        "rollout_server/plugin.py",
+        "rollout_server/transfer.py",
+        "rollout_server/buckets.py",
+        "rollout_server/reload.py",
+        "rollout_server/gloo_sender.py",
+        "rollout_server/gloo_worker.py",
+        "rollout_server/nccl_guard.py",
+        "trainer/publish.py",
+    },
     "peft": {"trainer/lora.py"},
     "deploy": set[str](),
 }

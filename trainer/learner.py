@@ -28,13 +28,14 @@ from trainer.logprobs import Packed, PolicyScorer, to_tensors
 from trainer.lora import Adapters, ServedWeight, served_weights
 from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
 from trainer.out_of_memory import memory_guard
-from trainer.publish import FleetSyncClient, Member, ZeroWeightSource, open_transfer
+from trainer.publish import TransferSettings, WeightSender, ZeroWeightSource
 from trainer.random_states import load_random_states, save_random_states
 from trainer.rloo import importance_weights, policy_loss
 from trainer.stats import Moments, StepStats
 from wire.engine import resolve_device
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
+from wire.membership import Member, TransferReport
 from wire.process import free_port
 from wire.token import read_token
 
@@ -55,8 +56,7 @@ class LearnerRank:
         self._device = torch.device("cuda", 0) if self._is_cuda else torch.device("cpu")
         self._dtype = torch.bfloat16 if settings.bf16 else torch.float32
         self._adapters: Adapters | None = None
-        self._transfer: Any = None
-        self._sync: FleetSyncClient | None = None
+        self._sender: WeightSender | None = None
 
     # --- start
 
@@ -67,7 +67,7 @@ class LearnerRank:
     def setup(self, host: str, port: int) -> dict[str, Any]:
         """Meet the other ranks at `host:port` and load the policy and its reference.
 
-        Returns: `num_parameters`, of the whole policy.
+        Returns: `num_parameters`, of the whole policy; `sends_beside`.
         """
         self._join(host, port)
         set_seed(self._settings.seed + self._rank)
@@ -80,7 +80,15 @@ class LearnerRank:
             has_reference = self._settings.kl_coef and not self._settings.use_peft
             self._reference = self._build_reference(config) if has_reference else None
         policy = self._engine.module.policy
-        return {"num_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())}
+        # Made here, on the main thread: its scales are read while no pass has the adapters switched off.
+        self._weights_out = ZeroWeightSource(
+            served_weights(policy),
+            getattr(torch, self._settings.rollout_dtype),
+            self._settings.transfer_bucket_mib * 2**20,
+            is_sender=self._rank == 0,
+        )
+        num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
+        return {"num_parameters": num_parameters, "sends_beside": self.sends_beside}
 
     def _join(self, host: str, port: int) -> None:
         """Form the ranks' process group over a store that listens on `host` only.
@@ -269,37 +277,50 @@ class LearnerRank:
 
     # --- weights out
 
-    def open_transfer(self, members: list[Member]) -> None:
-        """Form the transfer group with the fleet; the one before, if any, is closed."""
-        settings = self._settings
-        self.close_transfer()
-        is_sender = self._rank == 0
-        dtype = getattr(torch, settings.rollout_dtype)
-        bucket_bytes = settings.transfer_bucket_mib * 2**20
-        weights = served_weights(self._engine.module.policy)
-        source = ZeroWeightSource(weights, dtype, bucket_bytes, is_sender=is_sender)
-        self._sync = FleetSyncClient(members, read_token(settings.token_file), settings.transfer_timeout_s)
-        self._transfer = open_transfer(
-            settings.transfer_backend,
-            rank=self._rank,
-            client=self._sync,
-            source=source,
-            bind_address=settings.bind_address,
-            bucket_bytes=bucket_bytes,
-            timeout_s=settings.transfer_timeout_s,
-        )
+    def open_transfer(self, members: list[Member], timeout_s: float) -> TransferReport:
+        """Form the transfer group with `members`; the one before, if any, is closed.
 
-    def send_weights(self, version: PolicyVersion) -> None:
-        """Push the current weights to every replica and label them."""
-        assert self._sync is not None
-        self._sync.version = version.label
-        self._transfer.send_weights()
+        What happens at a member is reported, not raised. Ranks that do not send return an empty report.
+        """
+        if self._rank != 0:
+            return TransferReport({}, {})
+        if self._sender is None:
+            settings = self._settings
+            transfer = TransferSettings(
+                settings.transfer_backend,
+                settings.bind_address,
+                settings.transfer_bucket_mib * 2**20,
+                getattr(settings, "transfer_staging_mib", 1024) * 2**20,
+                getattr(settings, "verify_transfer", False),
+            )
+            self._sender = WeightSender(transfer, self._weights_out, read_token(settings.token_file))
+        return self._sender.open(members, timeout_s)
+
+    def send_weights(self, version: PolicyVersion, push_id: str, timeout_s: float) -> TransferReport:
+        """Push the current weights to every member and label them. Called on every rank; rank 0's report counts.
+
+        Under ZeRO-3 every rank takes part in the gathers, whatever becomes of the push. Where nothing is partitioned
+        only rank 0 does anything, and it may run in another thread beside `reference`: both only read the weights.
+        """
+        if self._rank == 0:
+            if self._sender is None:
+                raise ServiceError("send_weights before open_transfer")
+            return self._sender.send(version.label, push_id, timeout_s)
+        if not self.sends_beside:
+            self._weights_out.start_pass()
+            self._weights_out.finish_pass()
+        return TransferReport({}, {})
+
+    @property
+    def sends_beside(self) -> bool:
+        """Whether `send_weights` may run in a thread beside the rank's other passes; its gathers are collectives
+        under ZeRO-3, and collectives have one order."""
+        return not any(hasattr(parameter, "ds_id") for parameter in self._engine.module.policy.parameters())
 
     def close_transfer(self) -> None:
         """Leave the transfer group, if there is one."""
-        if self._transfer is not None:
-            self._transfer.shutdown()
-            self._transfer = None
+        if self._sender is not None:
+            self._sender.close()
 
     # --- weights to disk
 

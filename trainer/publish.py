@@ -1,29 +1,29 @@
-"""The learner's side of a weight push: a source that gathers ZeRO shards, and a client that speaks to a whole fleet.
+"""The learner's side of a weight push: a source that gathers ZeRO shards, and the sender that reports how a push went.
 
-Both fill vLLM's own seams (`WeightSource`, `VLLMWeightSyncClient`), so every transfer engine that takes a full-model
-source works with them; `nccl` is vLLM's, `gloo` ours.
+The source and the control plane (`trainer/fleet_sync.py`) fill vLLM's own seams (`WeightSource`,
+`VLLMWeightSyncClient`), so every transfer engine that takes a full-model source works with them; `nccl` is vLLM's under
+a guard, `gloo` ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import requests
 import torch
-from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from rollout_server.transfer import GlooTrainerInitInfo, register_trainer_engine
+from rollout_server.transfer import GlooTrainerInitInfo, register_trainer_engines
+from rollout_server.waiting import Deadline
+from trainer.fleet_sync import FleetSyncClient
 from trainer.lora import ServedWeight
 from wire.errors import ConfigError, ServiceError
-from wire.process import free_port
-from wire.token import auth_headers
-
-Member = tuple[str, int]  # URL of a replica, number of its workers
+from wire.membership import Member, TransferReport
 
 
 class ZeroWeightSource(WeightSource):
@@ -41,6 +41,8 @@ class ZeroWeightSource(WeightSource):
     ) -> None:
         self._weights = list(weights)
         self._dtype, self._bucket_bytes, self._is_sender = dtype, bucket_bytes, is_sender
+        self._left: deque[list[ServedWeight]] = deque()
+        self._stream: Generator[tuple[str, torch.Tensor], None, None] | None = None
 
     def metadata(self) -> list[ParamMeta]:
         """Names, wire type and full shapes; a ZeRO-3 shard knows its full shape as `ds_shape`, its own is empty."""
@@ -50,8 +52,58 @@ class ZeroWeightSource(WeightSource):
         ]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for bucket in self._buckets():
-            yield from self._gather(bucket)
+        """A pass over all weights, each a copy in the wire's type; on ranks that do not send, empty tensors."""
+        self.start_pass()
+        self._stream = self._copies()
+        return self._stream
+
+    def live(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same without the copy: a tensor is the parameter itself, in its own type, and may be read until the next
+        one is asked for. For engines that read on the default stream, or on none."""
+        self.start_pass()
+        self._stream = self._originals()
+        return self._stream
+
+    def start_pass(self) -> None:
+        """Begin a pass; `finish_pass` then knows how far it came, if at all."""
+        self._left = deque(self._buckets())
+        self._stream = None
+
+    def finish_pass(self) -> None:
+        """Go through what a pass has left.
+
+        All ranks gather the same buckets in the same order. Where the sender gives up in the middle, or before its
+        first, the others are still in theirs: without its part they would wait, and then be a bucket out of step.
+        """
+        if self._stream is not None:
+            self._stream.close()  # the bucket in whose middle it stopped is a shard again
+        while self._left:
+            with self._gathered(self._left.popleft()):
+                pass
+
+    def _copies(self) -> Generator[tuple[str, torch.Tensor], None, None]:
+        while self._left:
+            bucket = self._left.popleft()
+            # The engines iterate on streams of their own. The default stream is where the last step changed the
+            # parameters, and where they become shards again.
+            with torch.no_grad(), self._gathered(bucket), _default_stream():
+                if self._is_sender:
+                    rows = [(weight.name, weight.tensor(self._dtype)) for weight in bucket]
+                else:
+                    rows = [(weight.name, torch.empty(0)) for weight in bucket]
+            yield from rows
+
+    def _originals(self) -> Generator[tuple[str, torch.Tensor], None, None]:
+        while self._left:
+            bucket = self._left.popleft()
+            with self._gathered(bucket):
+                for weight in bucket:
+                    if weight.down is None:
+                        yield weight.name, weight.base.detach()
+                    else:
+                        with torch.no_grad():
+                            merged = weight.tensor(self._dtype)
+                        yield weight.name, merged
 
     def _buckets(self) -> Iterator[list[ServedWeight]]:
         bucket: list[ServedWeight] = []
@@ -66,21 +118,27 @@ class ZeroWeightSource(WeightSource):
         if bucket:
             yield bucket
 
-    @torch.no_grad()
-    def _gather(self, bucket: list[ServedWeight]) -> list[tuple[str, torch.Tensor]]:
-        """Full tensors of one bucket.
+    @contextmanager
+    def _gathered(self, bucket: list[ServedWeight]) -> Iterator[None]:
+        """Whole parameters of one bucket, shards again afterwards.
 
-        The transfer engines iterate on streams of their own, and a gather issued there deadlocks above two ranks: it
-        would race with collectives of the default stream. So it runs there, and is finished before it is handed over.
+        A gather issued on a stream of an engine's own deadlocks above two ranks: it would race with collectives of the
+        default stream. So it runs there, and is finished before it is handed over.
         """
         import deepspeed
 
         partitioned = [part for weight in bucket for part in weight.parts if hasattr(part, "ds_id")]
-        with _default_stream(), deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-            if not self._is_sender:
-                return [(weight.name, torch.empty(0)) for weight in bucket]
-            # A copy: outside this block the parameter is a shard again, and the next step changes it in place.
-            return [(weight.name, weight.tensor(self._dtype)) for weight in bucket]
+        if not partitioned:
+            yield
+            return
+        with _default_stream():
+            gathered = deepspeed.zero.GatheredParameters(partitioned)
+            gathered.__enter__()
+        try:
+            yield
+        finally:
+            with _default_stream():
+                gathered.__exit__(None, None, None)
 
 
 @contextmanager
@@ -94,88 +152,123 @@ def _default_stream() -> Iterator[None]:
     stream.synchronize()
 
 
-class FleetSyncClient:
-    """vLLM's four-call control plane for one server, fanned out to all members of a fleet.
+# Of vLLM's other backends none takes whole weights from one sender on hardware of its own.
+OTHER_BACKENDS = {
+    "ipc": "it hands over device memory, and a learner rank and a replica share no GPU here",
+    "sparse_nccl": "it sends patches, and a step changes every weight",
+    "nccl_m2n": "its source must describe how each rank's shards are laid out, and ZeRO cuts parameters without regard "
+    "to their shape",
+    "sharded_rdt": "its producers are Ray actors that hold whole parameters, and a ZeRO-3 rank holds a part of each",
+    "modelexpress": "it has no sender that takes a source",
+}
 
-    Each member gets a `rank_offset` of its own, so one broadcast feeds them all. A call returns when every member has
-    answered 200.
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How weights travel. Sizes in bytes; `bind_address` is this host's towards the replicas."""
+
+    backend: str
+    bind_address: str
+    bucket_bytes: int
+    staging_bytes: int
+    verify: bool = False
+
+
+class WeightSender:
+    """Rank 0's end of a push: opens the transfer group, sends, and tells how each member came out of it.
+
+    What happens at a member, or to the group, is reported and not raised; a source that is not what it announces is.
 
     Args:
-        members: replicas and their numbers of workers, in rank order; the learner's rank 0 comes before them.
+        settings: the run's.
+        source: a `ZeroWeightSource`, or another that can finish a pass.
         token: the run's access token.
-        timeout_s: deadline of every call.
-
-    Raises (from every call):
-        ServiceError: a member failed or missed the deadline; the message names it.
     """
 
-    def __init__(self, members: Sequence[Member], token: str, timeout_s: float) -> None:
-        self._members, self._headers, self._timeout_s = list(members), auth_headers(token), timeout_s
-        self.version = ""
+    def __init__(self, settings: TransferSettings, source: ZeroWeightSource, token: str) -> None:
+        self._settings, self._source, self._token = settings, source, token
+        self._client: FleetSyncClient | None = None
+        self._engine: Any = None
 
-    @property
-    def world_size(self) -> int:
-        """Ranks of the transfer group: the sender and every worker."""
-        return 1 + sum(size for _, size in self._members)
+    def open(self, members: Sequence[Member], timeout_s: float) -> TransferReport:
+        """Form the transfer group with `members`; the one before, if any, is closed. Returns within `timeout_s`.
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Each member joins the group at its own offset."""
-        offset, bodies = init_info["rank_offset"], []
-        for _, size in self._members:
-            bodies.append({"init_info": {**init_info, "rank_offset": offset}})
-            offset += size
-        self._post("init_weight_transfer_engine", lambda index: bodies[index])
+        Raises:
+            ConfigError: a backend that this source cannot feed.
+        """
+        self.close()
+        client = self._client = FleetSyncClient(members, self._token)
+        client.begin(Deadline(timeout_s))
+        info = trainer_init_info(self._settings, client.world_size)
+        register_trainer_engines()
+        error = ""
+        try:
+            self._engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
+        except (ServiceError, OSError) as problem:
+            error = str(problem)
+        client.settle()
+        return TransferReport(client.outcomes, client.problems, error)
 
-    def start_weight_update(self) -> None:
-        """Every member gets ready for new weights."""
-        self._post("start_weight_update")
+    def send(self, version: str, push_id: str, timeout_s: float) -> TransferReport:
+        """Push the source's weights to all members, labelled `version`. Returns within `timeout_s`, and the time that
+        the source takes to finish its pass.
 
-    def update_weights(self, update_info: Any) -> None:
-        """Every member receives; blocks until the broadcast is over."""
-        self._post("update_weights", lambda _: {"update_info": update_info})
+        Raises:
+            ValueError: the source yields something else than it announced.
+        """
+        client, engine, error = self._client, self._engine, ""
+        if client is None:
+            raise ServiceError("send_weights before open_transfer")
+        client.begin(Deadline(timeout_s), push_id=push_id, version=version)
+        self._source.start_pass()
+        try:
+            if engine is None:
+                raise ServiceError("no transfer group is open")
+            engine.send_weights()
+        except ServiceError as problem:
+            error = str(problem)
+            self.close()
+            client.settle()
+        finally:
+            self._source.finish_pass()
+        if error:
+            return TransferReport(client.outcomes, client.problems, error)
+        return TransferReport(
+            client.outcomes,
+            client.problems,
+            seconds=engine.seconds,
+            load_seconds=engine.load_seconds,
+            num_bytes=engine.num_bytes,
+        )
 
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Every member finishes, and stamps its tokens with the version from now on."""
-        self._post("finish_weight_update", lambda _: {"weight_version": weight_version or self.version})
-
-    def _post(self, route: str, body: Callable[[int], dict[str, Any]] = lambda _: {}) -> None:
-        def call(index: int) -> str | None:
-            url = f"{self._members[index][0]}/{route}"
-            try:
-                reply = requests.post(url, json=body(index), headers=self._headers, timeout=self._timeout_s)
-            except requests.RequestException as error:
-                return f"{url}: {type(error).__name__}: {error}"
-            return None if reply.status_code == 200 else f"{url} answered HTTP {reply.status_code}: {reply.text[:300]}"
-
-        with ThreadPoolExecutor(max_workers=len(self._members)) as executor:
-            problems = [problem for problem in executor.map(call, range(len(self._members))) if problem]
-        if problems:
-            raise ServiceError("; ".join(problems))
+    def close(self) -> None:
+        """Leave the transfer group, if there is one."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
 
 
-def open_transfer(
-    backend: str,
-    *,
-    rank: int,
-    client: FleetSyncClient,
-    source: WeightSource,
-    bind_address: str,
-    bucket_bytes: int,
-    timeout_s: float,
-) -> TrainerWeightTransferEngine[Any]:
-    """Form the transfer group and return vLLM's trainer engine for it. Called on every learner rank.
+def trainer_init_info(settings: TransferSettings, world_size: int) -> Any:
+    """What vLLM's factory builds rank 0's engine from.
 
     Raises:
-        ConfigError: a backend that this source cannot feed.
+        ConfigError: a backend that a full-model source of one sender cannot feed.
     """
-    if backend == "gloo":
-        register_trainer_engine()
-        info: Any = GlooTrainerInitInfo(bind_address, client.world_size, bucket_bytes, timeout_s, rank=rank)
-    elif backend == "nccl":
-        port = free_port(bind_address) if rank == 0 else 0  # the others open no endpoint
-        info = NCCLTrainerInitInfo(
-            bind_address, port, client.world_size, packed_buffer_size_bytes=bucket_bytes, rank=rank
+    if settings.backend == "gloo":
+        return GlooTrainerInitInfo(
+            settings.bind_address,
+            world_size,
+            settings.bucket_bytes,
+            settings.staging_bytes,
+            settings.verify,
+            rank=0,
         )
-    else:
-        raise ConfigError(f"weight_transfer_backend {backend!r} is not among nccl and gloo")
-    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+    if settings.backend == "nccl":
+        if settings.verify:
+            raise ConfigError("verify_transfer needs weight_transfer_backend gloo: vLLM's nccl engine packs by itself")
+        # The port is the meeting's: the guarded engine picks a free one.
+        return NCCLTrainerInitInfo(
+            settings.bind_address, 0, world_size, packed_buffer_size_bytes=settings.bucket_bytes, rank=0
+        )
+    reason = OTHER_BACKENDS.get(settings.backend, "vLLM has no such backend")
+    raise ConfigError(f"weight_transfer_backend {settings.backend!r}: {reason}; use nccl on GPUs, gloo on CPUs")

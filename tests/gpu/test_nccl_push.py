@@ -1,4 +1,4 @@
-"""The NCCL push on one GPU: our source and client on the sending side, vLLM's own engines on both."""
+"""The NCCL push on one GPU: our source on the sending side, vLLM's engines under our guard on both."""
 
 from __future__ import annotations
 
@@ -10,56 +10,57 @@ from pathlib import Path
 
 import pytest
 
-from wire.process import free_port
-
 ROOT = Path(__file__).parents[2]
 
 RECEIVER = """
-import json, os, sys, types, torch
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-spec = json.loads(sys.argv[1])
+import json, sys, types, torch
+from rollout_server.nccl_guard import GuardedNCCLWeightTransferEngine
 torch.cuda.set_device(0)
 model = torch.nn.Module()
 received = {}
 model.load_weights = lambda weights: received.update((n, t.float().sum().item()) for n, t in weights)
-engine = NCCLWeightTransferEngine.__new__(NCCLWeightTransferEngine)
-engine.parallel_config = types.SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
-engine.model, engine.device, engine.model_update_group = model, torch.device("cuda", 0), None
+parallel = types.SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
+config = types.SimpleNamespace(parallel_config=parallel, model_config=None)
+engine = GuardedNCCLWeightTransferEngine(None, config, torch.device("cuda", 0), model)
 engine.init_transfer_engine(engine.parse_init_info(json.loads(sys.stdin.readline())))
-engine.receive_weights(engine.parse_update_info(json.loads(sys.stdin.readline())))
-torch.cuda.synchronize()
+print("{}", flush=True)
+engine.update_weights(json.loads(sys.stdin.readline()))
 print(json.dumps(received), flush=True)
 """
 
 SENDER = """
 import json, sys, torch
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+from rollout_server.transfer import register_trainer_engines
+from rollout_server.waiting import Deadline
 from trainer.lora import served_weights
-from trainer.publish import ZeroWeightSource, open_transfer
-spec = json.loads(sys.argv[1])
+from trainer.publish import TransferSettings, ZeroWeightSource, trainer_init_info
 torch.cuda.set_device(0)
 torch.manual_seed(0)
 model = torch.nn.Sequential(*[torch.nn.Linear(512, 512) for _ in range(8)]).cuda()
 
 
 class PipeClient:
-    world_size = 2
+    deadline = Deadline(120)
+    on_failure = staticmethod(lambda: None)
 
     def init_weight_transfer_engine(self, info):
-        print(json.dumps(info), flush=True)
+        print(json.dumps(info | {"timeout_s": 100.0}), flush=True)
 
     def start_weight_update(self):
         pass
 
     def update_weights(self, info):
-        print(json.dumps(info), flush=True)
+        print(json.dumps(info | {"timeout_s": 100.0}), flush=True)
 
     def finish_weight_update(self, weight_version=None):
         pass
 
 
 source = ZeroWeightSource(served_weights(model), torch.bfloat16, 2**20, is_sender=True)
-engine = open_transfer("nccl", rank=0, client=PipeClient(), source=source, bind_address="127.0.0.1",
-                       bucket_bytes=2**20, timeout_s=120)
+register_trainer_engines()
+info = trainer_init_info(TransferSettings("nccl", "127.0.0.1", 2**20, 2**30), 2)
+engine = WeightTransferTrainerFactory.trainer_init(info, client=PipeClient(), source=source)
 engine.send_weights()
 print(json.dumps({n: t.float().sum().item() for n, t in source}), flush=True)
 """
@@ -69,16 +70,15 @@ print(json.dumps({n: t.float().sum().item() for n, t in source}), flush=True)
 def test_weights_arrive_over_nccl_as_they_were_sent() -> None:
     # Two NCCL ranks on one GPU are taken for one device unless each has a host id of its own; they then use sockets.
     env = os.environ | {"PYTHONPATH": str(ROOT), "NCCL_SOCKET_IFNAME": "lo", "NCCL_P2P_DISABLE": "1"}
-    spec = json.dumps({"port": free_port("127.0.0.1")})
     with (
         subprocess.Popen(
-            [sys.executable, "-c", SENDER, spec],
+            [sys.executable, "-c", SENDER],
             env=env | {"NCCL_HOSTID": "sender"},
             stdout=subprocess.PIPE,
             text=True,
         ) as sender,
         subprocess.Popen(
-            [sys.executable, "-c", RECEIVER, spec],
+            [sys.executable, "-c", RECEIVER],
             env=env | {"NCCL_HOSTID": "receiver"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -88,11 +88,13 @@ def test_weights_arrive_over_nccl_as_they_were_sent() -> None:
         try:
             assert sender.stdout is not None and receiver.stdin is not None and receiver.stdout is not None
             messages = (line for line in sender.stdout if line.startswith("{"))
+            answers = (line for line in receiver.stdout if line.startswith("{"))
             for _ in range(2):  # init info, update info
                 receiver.stdin.write(next(messages))
                 receiver.stdin.flush()
+            assert next(answers) == "{}\n"  # it has joined
             sent = json.loads(next(messages))
-            got = json.loads(next(line for line in receiver.stdout if line.startswith("{")))
+            got = json.loads(next(answers))
         finally:
             for process in (sender, receiver):
                 process.kill()
