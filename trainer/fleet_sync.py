@@ -50,8 +50,8 @@ class FleetSyncClient:
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
-        """How each member came out, so far; one that has not answered is SILENT."""
-        return {m.url: self._calls[m.url].outcome if m.url in self._calls else Outcome.SILENT for m in self.members}
+        """How each member came out, so far: SILENT where it has not answered, FAILED where it was not asked."""
+        return {m.url: self._calls[m.url].outcome if m.url in self._calls else Outcome.FAILED for m in self.members}
 
     @property
     def problems(self) -> dict[str, str]:

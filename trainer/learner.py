@@ -290,8 +290,8 @@ class LearnerRank:
                 settings.transfer_backend,
                 settings.bind_address,
                 settings.transfer_bucket_mib * 2**20,
-                getattr(settings, "transfer_staging_mib", 1024) * 2**20,
-                getattr(settings, "verify_transfer", False),
+                settings.transfer_staging_mib * 2**20,
+                settings.verify_transfer,
             )
             self._sender = WeightSender(transfer, self._weights_out, read_token(settings.token_file))
         return self._sender.open(members, timeout_s)

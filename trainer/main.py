@@ -10,9 +10,12 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
@@ -27,8 +30,9 @@ from wire.token import read_or_create_token
 
 
 def say(line: str) -> None:
-    """A line for the person who watches."""
-    print(line, flush=True)
+    """A line for the person who watches; a progress bar makes room for it."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 async def run_until_signal(settings: RunSettings, material: Material, token: str) -> dict[str, Any]:
