@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from rollout_server.buckets import Bucket, cut_into_buckets, cut_into_pieces, verify_checksum
 from rollout_server.gloo_group import GlooGroup
 from rollout_server.meeting import join
-from rollout_server.reload import Reload
+from rollout_server.reload import Reload, let_updates_start_over
 from rollout_server.transfer import GlooInitInfo, GlooUpdateInfo
 from rollout_server.waiting import Deadline, TransferBroken
 
@@ -35,6 +35,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._rank = 0
         self._staging: Tensor | None = None
         self._reload = Reload()
+        let_updates_start_over()
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the transfer group; blocks until all members are there, at most `timeout_s`.
@@ -53,7 +54,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._group = GlooGroup(self._store, self._rank, init_info.world_size, deadline)
 
     def start_weight_update(self) -> None:
-        """Nothing yet: the model is taken apart when its new weights are here."""
+        """The model is taken apart only when its new weights are here; what an update left unfinished is forgotten."""
+        self._reload.abandon()
 
     def finish_weight_update(self) -> None:
         """End the reload."""
