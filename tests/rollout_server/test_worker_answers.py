@@ -29,6 +29,8 @@ def test_an_error_of_a_worker_is_an_answer_that_is_raised_when_all_are_in() -> N
     assert raise_refusals("update_weights", ["done", None]) == ["done", None]
 
 
+# vLLM's executor imports a module of PyTorch's that PyTorch has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_only_the_calls_of_an_update_are_changed_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
