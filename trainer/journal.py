@@ -51,7 +51,7 @@ class Journal:
         self._settings, self._stops, self._waits, self._services = settings, tuple(stop_token_ids), waits, services
         self._writer = SummaryWriter(str(settings.runs_dir))
         self._first_step, self._started = first_step, time.monotonic()
-        self._stage = "starting"
+        self._stage = "driver prepares"
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds: dict[str, float] = {}
         self._scores: list[float] = []
