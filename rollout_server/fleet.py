@@ -12,7 +12,7 @@ from typing import Any, Self
 from rollout_server.config import RolloutSettings
 from rollout_server.control_routes import CallFailed, ControlRoutes, on_all
 from rollout_server.membership import Membership, Replica, State
-from rollout_server.push import Push, Superseded, WeightSender
+from rollout_server.push import Fruitless, Push, Superseded, WeightSender
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
 
@@ -153,7 +153,11 @@ class Fleet:
             patience = max(LEAST_CATCH_UP_S, CATCH_UP_PATIENCE * self.push.last_s)
             timeout_s = min(self._settings.transfer_timeout_s, patience)
             with suppress(Superseded):  # the learner is past it: the joiners are in the next push
-                await self.push.bring(self._sender, self.version, joiners, timeout_s)
+                try:
+                    await self.push.bring(self._sender, self.version, joiners, timeout_s)
+                except Fruitless as error:  # theirs alone: the run does not end for them
+                    for replica in joiners:
+                        self.membership.lose(replica, str(error))
 
     async def versions(self) -> list[str]:
         """What each ready replica itself says it holds."""

@@ -31,6 +31,10 @@ class Superseded(Exception):
     """The learner holds another version by now: the one that was to be sent is no more."""
 
 
+class Fruitless(ServiceError):
+    """The members live, and yet the version did not reach them, however often it was sent."""
+
+
 class WeightSender(Protocol):
     """The learner as the fleet sees it."""
 
@@ -79,27 +83,26 @@ class Push:
         """Make `version` live on all of `replicas` that live through it. Attempts are repeated over the survivors.
 
         Raises:
-            ServiceError: the learner failed, or nothing can be sent though all members live.
+            Fruitless: nothing can be sent though all members live.
+            ServiceError: the learner failed.
             Superseded: as the sender does.
         """
         fruitless, started = 0, time.monotonic()
+        holders: set[Replica] = set()
         self._membership.hold(replicas)
-        async with self._paused() as paused:
+        async with self._paused(holders, version) as paused:
             while members := [replica for replica in replicas if replica.state is State.SYNCING]:
                 report = await self._attempt(sender, version, members, paused, timeout_s or self._timeout_s)
                 if report.is_whole:
-                    break
+                    self.last, self.last_s = report, time.monotonic() - started
+                    holders.update(members)
+                    return
                 self._membership.counts["retries"] += 1
                 self._group = None
                 fruitless = 0 if await self._bury(members, report) else fruitless + 1
                 if fruitless == MAX_FRUITLESS:
                     problems = "; ".join([*report.problems.values(), report.error])
-                    raise ServiceError(f"version {version.label} reached nobody in {fruitless} attempts: {problems}")
-            else:
-                return  # nobody is left
-        self.last, self.last_s = report, time.monotonic() - started
-        for replica in members:
-            self._membership.admit(replica, version)
+                    raise Fruitless(f"version {version.label} reached nobody in {fruitless} attempts: {problems}")
 
     async def _attempt(
         self,
@@ -132,21 +135,31 @@ class Push:
         return await sender.send_weights(version, secrets.token_hex(8), max(0.1, end - time.monotonic()))
 
     @asynccontextmanager
-    async def _paused(self) -> AsyncIterator[dict[Replica, float]]:
-        """Members that were paused, with the time; they resume with the block's end, also where it failed."""
+    async def _paused(self, holders: set[Replica], version: PolicyVersion) -> AsyncIterator[dict[Replica, float]]:
+        """Members that were paused, with the time; they resume with the block's end, also where it failed. Those of
+        `holders` then hold `version`, and each is ready as soon as it resumed: no other waits for one that froze."""
         paused: dict[Replica, float] = {}
         try:
             yield paused
         finally:
             alive = [replica for replica in paused if replica.state is not State.LOST]
-            calls = [self._routes.resume(replica, RESUME_TIMEOUT_S) for replica in alive]
-            failed = await asyncio.shield(asyncio.ensure_future(on_all(alive, calls)))
-            for replica in alive:
-                replica.last_pause_s = time.monotonic() - paused[replica]
-                replica.paused_s += replica.last_pause_s
-                problem = failed.get(replica.url)
-                if problem is not None and problem.outcome is not Outcome.FAILED:
-                    self._membership.lose(replica, str(problem))
+            calls = [
+                self._resume(replica, paused[replica], version if replica in holders else None) for replica in alive
+            ]
+            await asyncio.shield(asyncio.gather(*calls))
+
+    async def _resume(self, replica: Replica, paused: float, version: PolicyVersion | None) -> None:
+        """Let it go on since `paused`, and admit it where it holds a version, or part with it."""
+        try:
+            await self._routes.resume(replica, RESUME_TIMEOUT_S)
+        except CallFailed as problem:
+            # One whose weights are not whole refuses, and lives: it is brought up to date like one that came new.
+            if version is not None or problem.outcome is not Outcome.FAILED:
+                self._membership.lose(replica, str(problem))
+        replica.last_pause_s = time.monotonic() - paused
+        replica.paused_s += replica.last_pause_s
+        if version is not None:
+            self._membership.admit(replica, version)
 
     async def _bury(self, replicas: Sequence[Replica], report: TransferReport) -> int:
         """Part with the members that the attempt showed to be gone; returns how many.

