@@ -1,8 +1,8 @@
 """Who belongs to the fleet, in which state, and since when.
 
-    starting --answers--> syncing --holds the live version--> ready --asked to leave--> draining --> gone
-                             ^                                  |
-                             '------ answers again ------ lost <'  (from any state)
+    starting -- answers --> syncing -- holds the live version --> ready -- asked to leave --> draining --> gone
+                               ^                                    |
+                               '------- answers again ------- lost <'  (from any state)
 
 An *epoch* is the time between two changes of the set of replicas that write. Torch-free.
 """

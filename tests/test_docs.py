@@ -14,15 +14,17 @@ import yaml
 
 from reward_server.config import RewardSettings
 from rollout_server.config import RolloutSettings
+from rollout_server.fleet import Fleet
+from rollout_server.scale import ScaleSettings
 from trainer.config import RunSettings
 from trainer.verdicts import VerdictRecord
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "deploy/README.md")
-LOGGING = ("metrics", "journal", "services")  # what names a TensorBoard scalar, beside trainer/verdicts.py
+LOGGING = ("metrics", "journal", "services")  # what names a TensorBoard scalar, beside verdicts and fleet
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 
-SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, RunSettings) for f in fields(cls)}
+SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, ScaleSettings, RunSettings) for f in fields(cls)}
 OTHER_FLAGS = {
     *("config", "help"),  # of every program of ours
     *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM
@@ -103,7 +105,7 @@ def test_the_file_tree_names_every_module() -> None:
 def test_the_monitoring_table_names_what_the_code_logs() -> None:
     code = "".join(text_of(f"trainer/{name}.py") for name in LOGGING)
     logged = {name for name in METRIC.findall(code) if not name.startswith("time/")}
-    logged |= set(VerdictRecord(max_unreadable=1.0).drain())
+    logged |= set(VerdictRecord(max_unreadable=1.0).drain()) | set(Fleet(RolloutSettings(device="cpu"), "").metrics())
     described = {row[0] for row in first_cells("Monitoring") if "/" in row[0] or row[0] in logged}
     assert len(logged) > 20
     assert {name for name in described if not name.startswith("time/")} == logged
