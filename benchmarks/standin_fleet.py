@@ -28,8 +28,8 @@ class StandInFleet:
     """
 
     def __init__(self, num: int, **flags: float) -> None:
-        rows = [[f"--{name}", str(value)] for name, value in flags.items()]
-        self._command = [sys.executable, "-m", "benchmarks.standin_replica", str(num), *sum(rows, [])]
+        own = [f"--{name}={value}" for name, value in flags.items()]
+        self._command = [sys.executable, "-m", "benchmarks.standin_replica", str(num), *own]
         self._process: asyncio.subprocess.Process | None = None
         self._one_order = asyncio.Lock()
         self.urls: list[str] = []
