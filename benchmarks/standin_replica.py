@@ -218,8 +218,6 @@ class Port:
             transport = getattr(connection, "transport", None)
             if transport is not None:
                 transport.abort()
-        for task in self._state.tasks:
-            task.cancel()
 
 
 def arguments() -> argparse.Namespace:
