@@ -14,6 +14,10 @@ from wire.errors import ServiceError, Unauthorized
 from wire.membership import BOOT_HEADER, Outcome
 from wire.token import auth_headers
 
+# A replica's server closes a connection that was idle for 5 s. A call that goes out on one just then breaks, and looks
+# like the replica's death.
+KEEPALIVE_S = 3.0
+
 
 class CallFailed(ServiceError):
     """A replica did not do what was asked; `outcome` says whether it lives."""
@@ -38,7 +42,9 @@ class ControlRoutes:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            headers=auth_headers(self._token), connector=aiohttp.TCPConnector(limit=0)
+            headers=auth_headers(self._token),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import requests
+import aiohttp
 
 from rollout_server.waiting import Deadline, in_background
 from wire.errors import ServiceError
 from wire.membership import BOOT_HEADER, PUSH_HEADER, Member, Outcome
 from wire.token import auth_headers
 
-POLL_S = 0.002
 UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT}
+
+Step = tuple[str, bytes]  # a route and the JSON that is posted to it
 
 
 class FleetSyncClient:
     """The four calls of vLLM's `VLLMWeightSyncClient`, fanned out to all members of a fleet.
 
     Each member gets a `rank_offset` of its own, so one broadcast feeds them all. A member's start, update and finish
-    run in a thread of its own, one after the other: nobody waits for another between them, and a member that received
-    all is finished whatever became of the others. `begin` says what the next calls are for; how each member came out
-    of them is in `outcomes` and `problems`, by URL, after `settle`.
+    follow one another on a connection of its own: nobody waits for another between them, and a member that received
+    all is finished whatever became of the others. An event loop in a thread makes the calls of all: a thread and a
+    client for each of hundreds would cost seconds of CPU a push. `begin` says what the next calls are for; how each
+    member came out of them is in `outcomes` and `problems`, by URL, after `settle`.
 
     Args:
         members: replicas and their numbers of workers, in rank order; the learner's rank 0 comes before them.
@@ -40,8 +43,10 @@ class FleetSyncClient:
         """The next calls belong to this push and end by this deadline. `version` is the label of the weights."""
         self.deadline, self._push_id, self._version = deadline, push_id, version
         self.on_failure: Callable[[], None] = lambda: None
-        # New ones for each push: a thread of the last one that still hangs writes to its own.
+        # New ones for each push: a call of the last one that still hangs writes to its own.
         self._calls: dict[str, Call] = {}
+        self._all_over = threading.Event()
+        self._all_over.set()
 
     @property
     def world_size(self) -> int:
@@ -64,7 +69,7 @@ class FleetSyncClient:
         offset, calls = init_info["rank_offset"], []
         for member in self.members:
             body = {"init_info": {**init_info, "rank_offset": offset, "timeout_s": self.deadline.for_peers()}}
-            calls.append([("init_weight_transfer_engine", body)])
+            calls.append([_step("init_weight_transfer_engine", body)])
             offset += member.world_size
         self._run(calls)
 
@@ -77,10 +82,10 @@ class FleetSyncClient:
         Blocks until all have. Raises ServiceError where one does not.
         """
         info = update_info | {"timeout_s": self.deadline.for_peers()}
-        calls: list[tuple[str, dict[str, Any]]] = [
-            ("start_weight_update", {}),
-            ("update_weights", {"update_info": info}),
-            ("finish_weight_update", {"weight_version": self._version}),
+        calls = [  # written once: what a large model's update says of its tensors is long
+            _step("start_weight_update", {}),
+            _step("update_weights", {"update_info": info}),
+            _step("finish_weight_update", {"weight_version": self._version}),
         ]
         self._run([calls] * len(self.members))
 
@@ -89,84 +94,92 @@ class FleetSyncClient:
 
     def settle(self) -> None:
         """Wait until every member that was asked has answered, at most until the deadline."""
-        while self.deadline.left() > 0 and not all(call.is_over for call in self._calls.values()):
-            time.sleep(POLL_S)
+        self._all_over.wait(self.deadline.left())
 
-    def _run(self, steps: Sequence[Sequence[tuple[str, dict[str, Any]]]]) -> None:
-        first_failure = threading.Event()
-
-        def report_failure() -> None:
-            if not first_failure.is_set():
-                first_failure.set()
-                self.on_failure()
-
-        calls = {}
-        for member, member_steps in zip(self.members, steps, strict=True):
-            headers = auth_headers(self._token) | {BOOT_HEADER: member.boot_id}
-            if self._push_id:
-                headers[PUSH_HEADER] = self._push_id
-            calls[member.url] = Call(member, member_steps, headers, self.deadline, report_failure)
-        self._calls = calls
-        for call in calls.values():
-            in_background(call.run)
+    def _run(self, steps: Sequence[Sequence[Step]]) -> None:
+        headers = auth_headers(self._token) | {"Content-Type": "application/json"}
+        if self._push_id:
+            headers[PUSH_HEADER] = self._push_id
+        self._calls = {
+            member.url: Call(member, member_steps, self.deadline)
+            for member, member_steps in zip(self.members, steps, strict=True)
+        }
+        self._all_over = threading.Event()
+        calls, on_failure, all_over = list(self._calls.values()), self.on_failure, self._all_over
+        in_background(lambda: asyncio.run(_make_all(calls, headers, on_failure, all_over)))
         self.settle()
         if problems := self.problems:
             raise ServiceError("; ".join(problems.values()))
 
 
-class Call:
-    """One member's requests, one after the other until one fails. Nobody joins its thread: a frozen server's answer
-    may never come."""
+def _step(route: str, body: dict[str, Any]) -> Step:
+    return route, json.dumps(body).encode()
 
-    def __init__(
-        self,
-        member: Member,
-        steps: Sequence[tuple[str, dict[str, Any]]],
-        headers: dict[str, str],
-        deadline: Deadline,
-        report_failure: Callable[[], None],
-    ) -> None:
-        self._member, self._steps, self._headers = member, steps, headers
-        self._deadline, self._report_failure = deadline, report_failure
-        self.outcome, self.is_over = Outcome.SILENT, False
+
+async def _make_all(
+    calls: Sequence[Call], headers: dict[str, str], on_failure: Callable[[], None], all_over: threading.Event
+) -> None:
+    """All members' calls at once; the first failure is told as soon as it is known."""
+    is_told = False
+
+    async def make(session: aiohttp.ClientSession, call: Call) -> None:
+        nonlocal is_told
+        await call.make(session)
+        if call.outcome is not Outcome.DONE and not is_told:
+            is_told = True
+            await asyncio.wrap_future(in_background(on_failure))  # it may block, and the others go on
+
+    try:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(
+            connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session:
+            await asyncio.gather(*(make(session, call) for call in calls), return_exceptions=True)
+    finally:
+        all_over.set()
+
+
+class Call:
+    """One member's requests, one after the other until one fails."""
+
+    def __init__(self, member: Member, steps: Sequence[Step], deadline: Deadline) -> None:
+        self._member, self._steps, self._deadline = member, steps, deadline
+        self.outcome = Outcome.SILENT
         self.problem = f"{member.url}/{steps[0][0]}: no answer within the deadline"
 
-    def run(self) -> None:
+    async def make(self, session: aiohttp.ClientSession) -> None:
         """Make the requests."""
-        try:
-            for route, body in self._steps:
-                self.problem = f"{self._member.url}/{route}: no answer within the deadline"
-                outcome, problem = self._post(route, body)
-                if outcome is not Outcome.DONE:
-                    self.outcome, self.problem = outcome, f"{self._member.url}/{route} {problem}"
-                    self._report_failure()
-                    return
-            self.outcome, self.problem = Outcome.DONE, ""
-        finally:
-            self.is_over = True
+        for route, body in self._steps:
+            self.problem = f"{self._member.url}/{route}: no answer within the deadline"
+            outcome, problem = await self._post(session, route, body)
+            if outcome is not Outcome.DONE:
+                self.outcome, self.problem = outcome, f"{self._member.url}/{route} {problem}"
+                return
+        self.outcome, self.problem = Outcome.DONE, ""
 
-    def _post(self, route: str, body: dict[str, Any]) -> tuple[Outcome, str]:
-        left = max(0.001, self._deadline.left())
+    async def _post(self, session: aiohttp.ClientSession, route: str, body: bytes) -> tuple[Outcome, str]:
+        member = self._member
+        timeout = aiohttp.ClientTimeout(total=max(0.001, self._deadline.left()))
+        headers = {BOOT_HEADER: member.boot_id}
         try:
-            reply = requests.post(f"{self._member.url}/{route}", json=body, headers=self._headers, timeout=left)
-        except requests.RequestException as error:
+            async with session.post(f"{member.url}/{route}", data=body, headers=headers, timeout=timeout) as reply:
+                if reply.status == 200:
+                    await reply.read()
+                    return Outcome.DONE, ""
+                text = (await reply.text())[:300]
+        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
             return outcome_of(error), f"failed: {type(error).__name__}: {error}"
-        if reply.status_code == 200:
-            return Outcome.DONE, ""
-        boot_id = reply.headers.get(BOOT_HEADER, self._member.boot_id)
         # Another process answers at its address: the member itself has ended.
-        outcome = Outcome.FAILED if boot_id == self._member.boot_id else Outcome.GONE
-        return outcome, f"answered HTTP {reply.status_code}: {reply.text[:300]}"
+        is_same = reply.headers.get(BOOT_HEADER, member.boot_id) == member.boot_id
+        return Outcome.FAILED if is_same else Outcome.GONE, f"answered HTTP {reply.status}: {text}"
 
 
-def outcome_of(error: requests.RequestException) -> Outcome:
+def outcome_of(error: Exception) -> Outcome:
     """GONE where a connection was refused or broke, SILENT where nothing came back."""
-    if isinstance(error, requests.Timeout) or "timed out" in str(error):
+    if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in UNREACHABLE):
         return Outcome.SILENT
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in UNREACHABLE:
-            return Outcome.SILENT
-        reason = getattr(cause, "reason", None) or next((a for a in cause.args if isinstance(a, BaseException)), None)
-        cause = reason if isinstance(reason, BaseException) else cause.__cause__ or cause.__context__
-    return Outcome.GONE if isinstance(error, requests.ConnectionError) else Outcome.FAILED
+    return (
+        Outcome.GONE
+        if isinstance(error, (OSError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError))
+        else Outcome.FAILED
+    )
