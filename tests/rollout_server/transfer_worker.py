@@ -9,6 +9,7 @@ model come with it. `GET /state` tells what its model holds.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -113,6 +114,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serve until killed."""
+    importlib.import_module("vllm.model_executor.model_loader.reload")  # seconds, which a server has behind it
     wait, verify = GlooGroup.wait, gloo_worker.verify_checksum
 
     def fatal_wait(group: GlooGroup, work: Any, deadline: Any) -> None:
