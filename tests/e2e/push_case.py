@@ -81,8 +81,10 @@ async def compare(case: dict[str, Any]) -> list[dict[str, Any]]:
 async def push_step_push(learner: Any, settings: RunSettings, urls: list[str], first: PolicyVersion) -> dict[str, Any]:
     """Differences of the tokens' log-probs, learner against each replica, after a step that changed them."""
     token, samples = read_token(settings.token_file), samples_of(16)
-    async with Fleet(urls, token, 60.0) as fleet, aiohttp.ClientSession(headers=auth_headers(token)) as session:
-        await fleet.probe()
+    learner.begin_at(PolicyVersion(first.lineage, first.step - learner.num_steps))
+    async with Fleet(settings, token) as fleet, aiohttp.ClientSession(headers=auth_headers(token)) as session:
+        for url in urls:
+            await fleet.add(url)
         await fleet.publish(learner, first)
         before = [own for own, _ in await learner.reference(samples)]
         ranks, budget = settings.num_learner_ranks, settings.microbatch_tokens
