@@ -130,10 +130,10 @@ async def served(api: ControlApi, settings: RolloutSettings) -> AsyncIterator[st
             f"bind_address {settings.bind_address} with fleet_port {settings.fleet_port} cannot be listened on: "
             f"{error.strerror}; choose another, or port 0 for a free one"
         ) from error
-    runner = web.AppRunner(api.app, access_log=None)
+    runner = web.AppRunner(api.app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
+        await web.SockSite(runner, listener).start()
         yield url_of(settings.bind_address, listener.getsockname()[1])
     finally:
         await runner.cleanup()

@@ -179,11 +179,11 @@ class Fleet:
             ServiceError: fewer than min_replicas have been ready for replica_wait_s; or as `publish` does.
         """
         while True:
+            self._suspects.clear()
             await self._probe_all()
             await self._look_for_the_lost()
             await self._catch_up()
             self._check_size()
-            self._suspects.clear()
             end = time.monotonic() + self._settings.probe_interval_s
             while time.monotonic() < end and not self._suspects:
                 await self.changed(min(0.2, self._settings.probe_interval_s))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -16,6 +17,9 @@ from rollout_server.gloo_group import GlooGroup
 from rollout_server.meeting import Meeting
 from rollout_server.transfer import GlooInitInfo, GlooTrainerInitInfo, GlooUpdateInfo, SyncClient
 from rollout_server.waiting import Deadline, TransferBroken, in_background, wait_for
+
+BUFFERED_BYTES = 2**27  # of the sender's memory, where two buckets do not take more
+MAX_BUFFERS = 8
 
 
 class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
@@ -74,7 +78,9 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             return forming.result()
 
         self._group = meeting.gather(info.world_size, deadline, joined, form)
-        self._buffers = [torch.zeros(max(b.num_bytes for b in self._buckets), dtype=torch.uint8) for _ in range(2)]
+        largest = max(bucket.num_bytes for bucket in self._buckets)
+        num = max(2, min(MAX_BUFFERS, BUFFERED_BYTES // largest, len(self._buckets)))
+        self._buffers = [torch.zeros(largest, dtype=torch.uint8) for _ in range(num)]
 
     def send_weights(self) -> None:
         """Push the source's weights to every worker and finish the update.
@@ -92,13 +98,20 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         payload = GlooUpdateInfo.of(self._metadata, self._num_pushes)
         received = in_background(lambda: self.client.update_weights(asdict(payload)))
         try:
-            ranks = range(1, self._info.world_size)
-            started = time.perf_counter()
-            self._broadcast(group, deadline)
-            meeting.wait_for(ranks, deadline, f"arrived/{self._num_pushes}", lambda: received.done() or group.is_closed)
-            self.seconds = time.perf_counter() - started
+            ranks, push = range(1, self._info.world_size), self._num_pushes
+
+            def all_say(what: str) -> None:
+                meeting.wait_for(ranks, deadline, f"{what}/{push}", lambda: received.done() or group.is_closed)
+
+            outbox = Outbox(group, deadline, lambda: meeting.has_all(ranks, f"ready/{push}"), lambda: all_say("ready"))
+            self._broadcast(outbox)
+            all_say("arrived")
+            self.seconds = time.perf_counter() - outbox.first_byte
+            if group.is_closed:
+                raise TransferBroken("a member of the transfer group failed")
+            meeting.set(f"load/{push}", "1")
             wait_for(received, deadline)
-            loaded = [meeting.get(f"loaded/{self._num_pushes}/{rank}") for rank in ranks]
+            loaded = [meeting.get(f"loaded/{push}/{rank}") for rank in ranks]
             self.load_seconds = max(map(float, loaded))
         except TransferBroken:
             self.shutdown()  # a worker still in its receive fails now rather than at its deadline
@@ -108,23 +121,19 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             self.shutdown()
             raise
 
-    def _broadcast(self, group: GlooGroup, deadline: Deadline) -> None:
-        """Send bucket after bucket; one is gathered and packed while the one before is on the wire."""
+    def _broadcast(self, outbox: Outbox) -> None:
+        """Send bucket after bucket. Others are gathered and packed while one is on the wire."""
         assert self.source is not None
-        # A source's live tensors need not be copies: they are read before the next is asked for.
-        stream = iter(getattr(self.source, "live", self.source.__iter__)())
         is_live = hasattr(self.source, "live")
-        works: list[Any] = []
+        stream = iter(self.source.live() if is_live else self.source)  # type: ignore[attr-defined]  # asked just now
         for bucket in self._buckets:
-            if len(works) == len(self._buffers):
-                group.wait(works.pop(0), deadline)
+            outbox.make_room(len(self._buffers))
             buffer = self._buffers[bucket.index % len(self._buffers)][: bucket.num_bytes]
             pack(bucket, stream, buffer, is_live=is_live)
             if self._info.verify:
                 write_checksum(bucket, buffer)
-            works.append(group.broadcast(buffer, deadline))
-        for work in works:
-            group.wait(work, deadline)
+            outbox.put(buffer)
+        outbox.finish()
         next(stream, None)  # runs the source to its end, as the other ranks do
 
     def shutdown(self) -> None:
@@ -135,6 +144,51 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             group.close()
         if meeting is not None:
             meeting.close()
+
+
+class Outbox:
+    """Packed buckets on their way, in order. Those that are packed while the replicas get ready wait here.
+
+    Args:
+        group: to all of whose ranks they go.
+        deadline: of the push.
+        are_ready: whether all replicas are, by now.
+        wait_ready: returns when they are.
+    """
+
+    def __init__(
+        self, group: GlooGroup, deadline: Deadline, are_ready: Callable[[], bool], wait_ready: Callable[[], None]
+    ) -> None:
+        self._group, self._deadline, self._are_ready, self._wait_ready = group, deadline, are_ready, wait_ready
+        self._packed: list[Tensor] = []
+        self._sent: deque[Any] = deque()
+        self.first_byte = 0.0  # when it left, by time.perf_counter
+
+    def make_room(self, num_buffers: int) -> None:
+        """Wait until one of `num_buffers` is free. Raises TransferBroken where a send fails."""
+        if len(self._packed) == num_buffers:
+            self._send()
+        if len(self._packed) + len(self._sent) == num_buffers:
+            self._group.wait(self._sent.popleft(), self._deadline)
+
+    def put(self, buffer: Tensor) -> None:
+        """Send it, or keep it until the replicas are ready."""
+        self._packed.append(buffer)
+        if self.first_byte or self._are_ready():
+            self._send()
+
+    def finish(self) -> None:
+        """Wait until all is sent."""
+        self._send()
+        while self._sent:
+            self._group.wait(self._sent.popleft(), self._deadline)
+
+    def _send(self) -> None:
+        if not self.first_byte:
+            self._wait_ready()
+            self.first_byte = time.perf_counter()
+        self._sent.extend(self._group.broadcast(buffer, self._deadline) for buffer in self._packed)
+        self._packed = []
 
 
 def pack(bucket: Bucket, stream: Iterator[tuple[str, Tensor]], buffer: Tensor, *, is_live: bool) -> None:

@@ -12,16 +12,16 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from rollout_server.buckets import Bucket, cut_into_buckets, cut_into_pieces, verify_checksum
 from rollout_server.gloo_group import GlooGroup
 from rollout_server.meeting import join
-from rollout_server.reload import Reload
+from rollout_server.reload import Reload, let_updates_start_over
 from rollout_server.transfer import GlooInitInfo, GlooUpdateInfo
-from rollout_server.waiting import Deadline
+from rollout_server.waiting import Deadline, TransferBroken
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     """Loaded by a stock server started with `--weight-transfer-config '{"backend": "gloo"}'`.
 
-    A model that fits into the staging area is loaded only when all of it has arrived: a push that fails before leaves
-    the weights as they were. A larger one is loaded piece by piece.
+    A model that fits into the staging area is loaded only when all of it has arrived, at every worker of the fleet: a
+    push that fails before leaves everybody's weights as they were. A larger one is loaded piece by piece.
     """
 
     init_info_cls = GlooInitInfo
@@ -35,6 +35,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._rank = 0
         self._staging: Tensor | None = None
         self._reload = Reload()
+        let_updates_start_over()
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the transfer group; blocks until all members are there, at most `timeout_s`.
@@ -53,7 +54,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._group = GlooGroup(self._store, self._rank, init_info.world_size, deadline)
 
     def start_weight_update(self) -> None:
-        """Nothing yet: the model is taken apart when its new weights are here."""
+        """The model is taken apart only when its new weights are here; what an update left unfinished is forgotten."""
+        self._reload.abandon()
 
     def finish_weight_update(self) -> None:
         """End the reload."""
@@ -77,11 +79,14 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         pieces = cut_into_pieces(buckets, self._info.staging_bytes)
         load_seconds = 0.0
         try:
+            self._store.set(f"ready/{update_info.push}/{self._rank}", "1")
             for piece in pieces:
                 is_last = piece is pieces[-1]
                 areas = self._receive(piece, deadline, self._staging if len(pieces) == 1 else None)
                 if is_last:
                     self._store.set(f"arrived/{update_info.push}/{self._rank}", "1")
+                if len(pieces) == 1:
+                    self._wait_for_all(update_info.push, deadline)
                 started = time.perf_counter()
                 self._load(piece, areas)
                 load_seconds += time.perf_counter() - started
@@ -104,6 +109,13 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             if self._info.verify:
                 verify_checksum(bucket, area)
         return areas
+
+    def _wait_for_all(self, push: int, deadline: Deadline) -> None:
+        """Until everybody has everything. A sender that gives up ends the store, and with it this wait."""
+        try:
+            self._store.wait([f"load/{push}"], deadline.timedelta())
+        except RuntimeError as error:
+            raise TransferBroken("all has arrived here, but not at every member of the fleet") from error
 
     def _load(self, piece: list[Bucket], areas: list[Tensor]) -> None:
         self._reload.begin(self.model)

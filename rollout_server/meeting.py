@@ -102,6 +102,10 @@ class Meeting:
         """End the store. May be called from any thread, and more than once."""
         self._store = None
 
+    def has_all(self, ranks: Iterable[int], label: str) -> bool:
+        """Whether each of `ranks` has set `label/rank`."""
+        return bool(self._alive().check([f"{label}/{rank}" for rank in ranks]))
+
     def _has(self, key: str) -> bool:
         return bool(self._alive().check([key]))
 

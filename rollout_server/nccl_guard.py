@@ -29,7 +29,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 
 from rollout_server.buckets import num_bytes
 from rollout_server.meeting import GO, Meeting, join
-from rollout_server.reload import forget_half_loaded
+from rollout_server.reload import forget_half_loaded, let_updates_start_over
 from rollout_server.transfer import SyncClient
 from rollout_server.waiting import Deadline, TransferBroken, in_background, wait_for
 
@@ -112,6 +112,10 @@ class GuardedNCCLWeightTransferEngine(NCCLWeightTransferEngine):
     init_info_cls = GuardedNCCLInitInfo
     update_info_cls = GuardedNCCLUpdateInfo
     _store: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        let_updates_start_over()
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the transfer group of a `GuardedNCCLInitInfo`; blocks until all members are there, at most `timeout_s`.

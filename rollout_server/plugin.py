@@ -11,18 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 from rollout_server.rendezvous import listen_on_named_host_only
+from rollout_server.worker_answers import read_every_answer
 
 SPIN_S = 0.001
 
 
 def register() -> None:
-    """Register our weight-transfer engines, let a push supersede one that broke off, keep rendezvous sockets off the
-    public interfaces, and on a CPU wait without spinning."""
+    """Register our weight-transfer engines, keep rendezvous sockets off the public interfaces, let a push supersede one
+    that broke off and a replica of several workers live through it, and on a CPU wait without spinning."""
     from vllm.platforms import current_platform
 
     from rollout_server.transfer import register_worker_engines
 
     listen_on_named_host_only()
+    read_every_answer()
     if current_platform.is_cpu():
         wait_without_spinning()
     register_worker_engines()

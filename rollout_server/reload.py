@@ -6,6 +6,8 @@ engines do, a transfer that fails leaves a replica without weights; so it begins
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 
@@ -49,3 +51,24 @@ def forget_half_loaded(model: Any) -> None:
         info = get_layerwise_info(layer)
         info.loaded_weights.clear()
         info.load_numel = 0
+
+
+def let_updates_start_over() -> None:
+    """Let an update begin though the one before was never finished, in a process that holds a vLLM worker.
+
+    A learner that dies after its weights have arrived finishes nothing. vLLM's worker would refuse every update from
+    then on, also those of the learner that is started in its place.
+    """
+    module = sys.modules.get("vllm.v1.worker.gpu_worker")  # the CPU's worker derives from this one
+    if module is None:
+        return
+    original = module.Worker._start_weight_update
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def start(self: Any, *args: Any, **kwargs: Any) -> None:
+        self._weight_update_active = False
+        original(self, *args, **kwargs)
+
+    module.Worker._start_weight_update = start

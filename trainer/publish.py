@@ -152,6 +152,8 @@ def _default_stream() -> Iterator[None]:
     stream.synchronize()
 
 
+GLOO_BUCKET_BYTES = 2**25  # more is packed while less is on the wire; the wire itself does not gain from more
+
 # Of vLLM's other backends none takes whole weights from one sender on hardware of its own.
 OTHER_BACKENDS = {
     "ipc": "it hands over device memory, and a learner rank and a replica share no GPU here",
@@ -258,7 +260,7 @@ def trainer_init_info(settings: TransferSettings, world_size: int) -> Any:
         return GlooTrainerInitInfo(
             settings.bind_address,
             world_size,
-            settings.bucket_bytes,
+            min(settings.bucket_bytes, GLOO_BUCKET_BYTES),
             settings.staging_bytes,
             settings.verify,
             rank=0,

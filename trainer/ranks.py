@@ -141,7 +141,8 @@ class Learner:
             call = getattr(self._actors[0], f"{method}_beside").remote(*arguments)
             return (await self._wait([call], method, timeout_s + TRANSFER_MARGIN_S))[0]  # type: ignore[no-any-return]  # the actor's answer
         async with self._lock:
-            return (await self._on_all(method, *[arguments] * self.num_ranks))[0]  # type: ignore[no-any-return]  # as above
+            calls = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+            return (await self._wait(calls, method, timeout_s + TRANSFER_MARGIN_S))[0]  # type: ignore[no-any-return]  # as above
 
     async def save(self, folder: str) -> None:
         """Write all ranks' parts of a checkpoint."""
@@ -150,7 +151,7 @@ class Learner:
 
     async def load(self, folder: str) -> None:
         """Restore all ranks from a checkpoint."""
-        async with self._lock:
+        async with self._transfer_lock, self._lock:
             await self._on_all("load", *[(folder,)] * self.num_ranks)
 
     async def export(self, folder: str) -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from rollout_server.client import RolloutClient, Sampling
+from rollout_server.membership import Membership, Replica, State
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Completion, VersionSpan
 
@@ -99,14 +100,54 @@ async def replicas() -> AsyncIterator[list[FakeReplica]]:
         await fake.server.close()
 
 
-def client(*fakes: FakeReplica, timeout_s: float = 10.0) -> RolloutClient:
-    return RolloutClient(lambda: [fake.url for fake in fakes], TOKEN, SAMPLING, timeout_s)
+class Roster:
+    """A fleet of replicas that are ready, without a fleet's probes and pushes."""
+
+    def __init__(self, *urls: str) -> None:
+        self.membership = Membership()
+        self.suspects: list[str] = []
+        for url in urls:
+            self.add(url)
+
+    def add(self, url: str, boot_id: str = "b007") -> Replica:
+        replica = Replica(url, 1, boot_id, state=State.READY)
+        self.membership.enter(replica)
+        return replica
+
+    def ready(self) -> Sequence[Replica]:
+        return self.membership.of(State.READY)
+
+    async def changed(self, timeout_s: float) -> None:
+        await self.membership.changed(timeout_s)
+
+    def suspect(self, replica: Replica) -> None:
+        self.suspects.append(replica.url)
+
+    def count(self, name: str, number: int = 1) -> None:
+        self.membership.counts[name] += number
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        return {replica.url: replica.in_flight for replica in self.membership.replicas if replica.in_flight}
+
+
+class Client(RolloutClient):
+    """The real one, with its roster at hand."""
+
+    def __init__(self, *urls: str, timeout_s: float = 10.0) -> None:
+        self.roster = Roster(*urls)
+        super().__init__(self.roster, TOKEN, SAMPLING, timeout_s)
+
+
+def client(*fakes: FakeReplica, timeout_s: float = 10.0) -> Client:
+    return Client(*(fake.url for fake in fakes), timeout_s=timeout_s)
 
 
 async def write_all(reply: Reply) -> None:
-    """Completion i is the tokens 10 + i and 2."""
-    for index in range(reply.body["sampling_params"]["n"]):
-        await reply.send(line(index, [10 + index, 2], "stop", "0.7"))
+    """A completion that is drawn with seed 1000 + i is the tokens 10 + i and 2."""
+    drawn = reply.body["sampling_params"]
+    for index in range(drawn["n"]):
+        await reply.send(line(index, [10 + drawn["seed"] % 1000 + index, 2], "stop", "0.7"))
     await reply.send(DONE)
 
 
@@ -146,7 +187,7 @@ async def test_a_completion_is_there_before_the_last_one_exists(replicas) -> Non
     replicas[0].scripts = [slowly]
     async with client(replicas[0]) as rollouts, rollouts.generate((5,), 2, seed=0, salt=str) as futures:
         assert (await futures[1]).token_ids == (11, 2)
-        assert not futures[0].done() and rollouts.in_flight == {replicas[0].url: 1}
+        assert not futures[0].done() and rollouts.roster.in_flight == {replicas[0].url: 1}
         go_on.set()
         assert (await futures[0]).versions == (VersionSpan("0.8", 0, 9),)
 
@@ -199,38 +240,50 @@ async def test_prompts_go_to_the_replica_with_the_fewest_in_flight(replicas) -> 
         tasks = [asyncio.create_task(ask(rollouts)) for _ in range(6)]
         while sum(len(fake.bodies) for fake in replicas) < 6:
             await asyncio.sleep(0.005)
-        assert rollouts.in_flight == {replicas[0].url: 3, replicas[1].url: 3}
+        assert rollouts.roster.in_flight == {replicas[0].url: 3, replicas[1].url: 3}
         release.set()
         await asyncio.gather(*tasks)
-        assert rollouts.in_flight == {}
+        assert rollouts.roster.in_flight == {}
+
+
+def all_but_last(reply: Reply) -> tuple[list[bytes], int]:
+    """(the first completion of two, whole; the index of the last one, which goes wrong)."""
+    last = reply.body["sampling_params"]["n"] - 1
+    return [line(0, [10, 2], "stop", "0.7")] * last, last
 
 
 async def break_off(reply: Reply) -> None:
     """The first completion whole, half of the second, and gone."""
-    await reply.send(line(0, [10, 2], "stop", "0.7"), line(1, [90]), line(1, [91])[:40])
+    whole, last = all_but_last(reply)
+    await reply.send(*whole, line(last, [90]), line(last, [91])[:40])
     await asyncio.sleep(0.02)
     reply.drop()
 
 
 async def end_early(reply: Reply) -> None:
-    await reply.send(line(0, [10, 2], "stop", "0.7"), DONE)
+    whole, _ = all_but_last(reply)
+    await reply.send(*whole, DONE)
 
 
 async def report_error(reply: Reply) -> None:
     error = {"error": {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}}
-    await reply.send(line(0, [10, 2], "stop", "0.7"), b"data: " + json.dumps(error).encode() + b"\n\n", DONE)
+    whole, _ = all_but_last(reply)
+    await reply.send(*whole, b"data: " + json.dumps(error).encode() + b"\n\n", DONE)
 
 
 async def abort(reply: Reply) -> None:
-    await reply.send(line(0, [10, 2], "stop", "0.7"), line(1, [90]), line(1, [], "abort"), DONE)
+    whole, last = all_but_last(reply)
+    await reply.send(*whole, line(last, [90]), line(last, [], "abort"), DONE)
 
 
 async def lose_logprobs(reply: Reply) -> None:
-    await reply.send(line(0, [10, 2], "stop", "0.7"), line(1, [90, 91, 2], "stop", "0.7", logprobs=None), DONE)
+    whole, last = all_but_last(reply)
+    await reply.send(*whole, line(last, [90, 91, 2], "stop", "0.7", logprobs=None), DONE)
 
 
 async def write_noise(reply: Reply) -> None:
-    await reply.send(line(0, [10, 2], "stop", "0.7"), b'data: {"choices": [{"index": "one"}]}\n\n', DONE)
+    whole, _ = all_but_last(reply)
+    await reply.send(*whole, b'data: {"choices": [{"index": "one"}]}\n\n', DONE)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +303,10 @@ async def test_after_a_failure_another_replica_writes_what_is_missing_and_nothin
         assert (first.token_ids, second.token_ids) == ((10, 2), (11, 2))  # no piece of the first attempt is left
         assert second.replica == sound.url
         assert len(failing.bodies) == len(sound.bodies) == 1
-        assert sound.bodies[0]["sampling_params"]["seed"] == failing.bodies[0]["sampling_params"]["seed"]
-        assert rollouts.in_flight == {}
+        again, before = sound.bodies[0]["sampling_params"], failing.bodies[0]["sampling_params"]
+        missing = (0, 2) if isinstance(failure, int) else (1, 1)  # first that is missing, and how many
+        assert (again["seed"], again["n"]) == (before["seed"] + missing[0], missing[1])
+        assert rollouts.roster.in_flight == {}
     async with client(failing, timeout_s=0.3) as rollouts:
         with pytest.raises(ServiceError, match=rf"not answered within .*; last: {failing.url}: .*{words}"):
             await ask(rollouts)
@@ -267,9 +322,9 @@ async def test_a_lone_replica_is_asked_again_after_a_failure(replicas) -> None:
 
 async def test_a_replica_that_nobody_listens_for_is_passed_over(replicas) -> None:
     closed = f"http://127.0.0.1:{unused_port()}"
-    rollouts = RolloutClient(lambda: [closed, replicas[0].url], TOKEN, SAMPLING, 10.0)
-    async with rollouts:
+    async with Client(closed, replicas[0].url) as rollouts:
         assert (await ask(rollouts))[0].replica == replicas[0].url
+        assert rollouts.roster.suspects == [closed]
 
 
 async def test_a_refused_token_is_not_tried_elsewhere(replicas) -> None:
@@ -290,20 +345,42 @@ async def test_a_deadline_names_the_replica_that_did_not_answer(replicas) -> Non
             await ask(rollouts)
 
 
-async def test_without_members_a_prompt_waits_until_one_is_there(replicas) -> None:
-    members: list[str] = []
-    async with RolloutClient(lambda: members, TOKEN, SAMPLING, 10.0) as rollouts:
+async def test_without_members_a_prompt_waits_for_as_long_as_it_takes(replicas) -> None:
+    async with client(timeout_s=0.05) as rollouts:  # the fleet, not the prompt, has a limit for that
         task = asyncio.create_task(ask(rollouts))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
         assert not task.done()
-        members.append(replicas[0].url)
+        rollouts.roster.add(replicas[0].url)
+        rollouts._timeout_s = 10.0
         assert len(await task) == 2
 
 
-async def test_without_members_the_deadline_says_that_nobody_holds_the_weights() -> None:
-    async with client(timeout_s=0.2) as rollouts:
-        with pytest.raises(ServiceError, match="no rollout replica holds the current weights"):
-            await ask(rollouts)
+async def test_what_a_lost_replica_had_not_finished_is_written_by_another_with_the_same_seeds(replicas) -> None:
+    frozen, sound = replicas
+
+    async def freeze(reply: Reply) -> None:
+        await reply.send(line(1, [11, 2], "stop", "0.7"), line(0, [90, 91]), line(2, [92]))
+        await asyncio.sleep(60)
+
+    frozen.scripts = [freeze]
+    async with client(frozen) as rollouts, rollouts.generate((5,), 3, seed=1000, salt=str) as futures:
+        await futures[1]
+        rollouts.roster.add(sound.url)
+        rollouts.roster.membership.lose(rollouts.roster.membership.replicas[0], "its engine does not answer")
+        completions = await asyncio.gather(*futures)
+        assert [c.replica for c in completions] == [sound.url, frozen.url, sound.url]
+        assert [c.index for c in completions] == [0, 1, 2]
+        drawn = sorted((body["sampling_params"]["seed"], body["sampling_params"]["n"]) for body in sound.bodies)
+        assert drawn == [(1000, 1), (1002, 1)]  # what completions 0 and 2 of a request for three are drawn with
+        counts = rollouts.roster.membership.counts
+        assert counts["rerouted_prompts"] == 1 and counts["tokens_discarded"] in (2, 3)  # the last piece may be lost
+        assert rollouts.roster.suspects == []  # the fleet knows
+
+
+async def test_a_request_names_the_boot_it_is_meant_for(replicas) -> None:
+    async with client(replicas[0]) as rollouts:
+        await ask(rollouts)
+    assert replicas[0].headers[0]["x-boot-id"] == "b007"
 
 
 async def test_leaving_the_context_cancels_the_request_at_the_replica(replicas) -> None:
@@ -318,7 +395,7 @@ async def test_leaving_the_context_cancels_the_request_at_the_replica(replicas) 
         async with rollouts.generate((5,), 2, seed=0, salt=str) as futures:
             await futures[0]
         assert futures[1].cancelled() and futures[0].result().token_ids == (10, 2)
-        assert rollouts.in_flight == {}
+        assert rollouts.roster.in_flight == {}
         async with asyncio.timeout(5):
             while not fake.num_abandoned:
                 await asyncio.sleep(0.01)

@@ -11,7 +11,7 @@ import pytest
 from transformers import Qwen3Config
 
 from rollout_server.config import RolloutSettings
-from rollout_server.replica import NEVER_STREAM_PARTS, replica_command, replica_process
+from rollout_server.replica import replica_command, replica_process
 from wire.errors import ConfigError
 from wire.token import TOKEN_FILE_ENV
 
@@ -46,9 +46,9 @@ def test_a_replica_starts_empty_behind_token_and_gate_and_speaks_tokens() -> Non
     assert flags["--load-format"] == ["dummy"]
     assert flags["--logprobs-mode"] == ["processed_logprobs"]
     assert flags["--generation-config"] == ["vllm"]
-    assert flags["--middleware"] == ["wire.token.TokenMiddleware", "rollout_server.gate.WeightGateMiddleware"]
+    # The last is the outermost: the gate answers nobody who does not have the token.
+    assert flags["--middleware"] == ["rollout_server.gate.WeightGateMiddleware", "wire.token.TokenMiddleware"]
     assert flags["--enable-scale-out"] == []
-    assert flags["--stream-interval"] == [str(NEVER_STREAM_PARTS)]
     assert json.loads(flags["--weight-transfer-config"][0]) == {"backend": "gloo"}
     assert (flags["--host"], flags["--port"]) == (["127.0.0.1"], ["8000"])
     assert (flags["--max-model-len"], flags["--max-num-seqs"]) == (["5120"], ["7"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rollout_server.push import Superseded
 from trainer.batch import MiniBatch, Sample, build_batch
 from trainer.collect import Logprobs
 from trainer.config import RunSettings
@@ -15,6 +16,10 @@ from trainer.ranks import Learner
 from trainer.stats import StepStats
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
+from wire.membership import Member, Outcome, TransferReport
+
+MEMBER = Member("http://a", 1, "b007")
+WHOLE = TransferReport({MEMBER.url: Outcome.DONE}, {})
 
 
 class Method:
@@ -38,6 +43,9 @@ class Ranks:
         self.gate = asyncio.Event()
         self.gate.set()
         self.num_samples: list[int] = []
+        self.sends_beside = False
+        self.beside: list[str] = []
+        self.beside_gate = asyncio.Event()
 
     def methods(self, rank: int) -> list[str]:
         return [method for r, method in self.calls if r == rank]
@@ -50,7 +58,15 @@ class Actor:
         self.ranks, self.rank = ranks, rank
 
     def __getattr__(self, name: str) -> Method:
+        if name.endswith("_beside"):
+            return Method(lambda *args: self.run_beside(name))
         return Method(lambda *args: self.run(name, args))
+
+    async def run_beside(self, name: str) -> TransferReport:
+        assert self.rank == 0
+        self.ranks.beside.append(name)
+        await self.ranks.beside_gate.wait()
+        return WHOLE
 
     async def run(self, name: str, args: tuple[Any, ...]) -> Any:
         ranks = self.ranks
@@ -79,7 +95,8 @@ class Actor:
             ]
         if name == "step":
             return StepStats(loss=0.25, num_tokens=10, grad_norm=2.0)
-        return {"pick_port": 4711, "setup": {"num_parameters": 5}}.get(name)
+        facts = {"num_parameters": 5, "sends_beside": self.ranks.sends_beside}
+        return {"pick_port": 4711, "setup": facts, "open_transfer": WHOLE, "send_weights": WHOLE}.get(name)
 
 
 def learner(ranks: Ranks, **changes: Any) -> Learner:
@@ -156,9 +173,9 @@ async def test_one_call_runs_at_a_time_and_all_ranks_see_one_order() -> None:
     await asyncio.gather(
         driver.reference(group(1, 2)),
         driver.step(batch),
-        driver.open_transfer([("http://a", 1)]),
+        driver.open_transfer([MEMBER], 5.0),
         driver.reference(group(3, 4)),
-        driver.send_weights(PolicyVersion(0, 1)),
+        driver.send_weights(PolicyVersion(0, 1), "push", 5.0),  # the version after the step
         driver.save("folder"),
         driver.load("folder"),
         driver.export("folder"),
@@ -187,7 +204,7 @@ async def test_a_step_gives_each_rank_its_share_and_adds_the_ranks_up() -> None:
 
 async def test_setup_lets_all_ranks_meet_at_rank_0s_port() -> None:
     ranks = Ranks(2)
-    assert await learner(ranks).setup("127.0.0.1") == {"num_parameters": 5}
+    assert await learner(ranks).setup("127.0.0.1") == {"num_parameters": 5, "sends_beside": False}
     assert ranks.arguments["setup"] == [("127.0.0.1", 4711)] * 2
     assert ranks.calls[0] == (0, "pick_port") and ranks.methods(1) == ["setup"]
 
@@ -213,9 +230,49 @@ async def test_of_a_wrapped_error_the_cause_is_told() -> None:
 
 async def test_a_missed_deadline_names_rank_and_method() -> None:
     ranks = Ranks(3)
-    ranks.hanging |= {(2, "send_weights")}
-    with pytest.raises(ServiceError, match="learner rank 2 did not finish send_weights within 0 s"):
-        await learner(ranks, learner_timeout_s=0.1).send_weights(PolicyVersion(0, 1))
+    ranks.hanging |= {(2, "save")}
+    with pytest.raises(ServiceError, match="learner rank 2 did not finish save within 0 s"):
+        await learner(ranks, learner_timeout_s=0.1).save("folder")
+
+
+async def test_a_transfer_has_its_own_deadline(monkeypatch) -> None:
+    monkeypatch.setattr("trainer.ranks.TRANSFER_MARGIN_S", 0.05)
+    ranks = Ranks(2)
+    ranks.hanging |= {(1, "send_weights")}
+    with pytest.raises(ServiceError, match="learner rank 1 did not finish send_weights within 0 s"):
+        await learner(ranks, learner_timeout_s=600.0).send_weights(PolicyVersion(0, 0), "push", 0.1)
+
+
+async def test_only_the_version_that_the_ranks_hold_can_be_sent() -> None:
+    ranks = Ranks(1)
+    driver = learner(ranks)
+    driver.begin_at(PolicyVersion(2, 30))
+    assert driver.version == PolicyVersion(2, 30)
+    await driver.step(build_batch(group(1, 2), num_ranks=1, num_mini_batches=1, token_budget=8))
+    with pytest.raises(Superseded, match=r"version 2\.30: the learner holds 2\.31"):
+        await driver.send_weights(PolicyVersion(2, 30), "push", 5.0)
+    assert await driver.send_weights(PolicyVersion(2, 31), "push", 5.0) == WHOLE
+    assert ranks.methods(0) == ["step", "send_weights"]
+
+
+async def test_where_rank_0_holds_all_weights_it_sends_them_beside_a_reference_pass_and_the_step_waits() -> None:
+    ranks = Ranks(2)
+    ranks.sends_beside = True
+    driver = learner(ranks)
+    await driver.setup("127.0.0.1")
+    ranks.calls.clear()
+    release = asyncio.Event()
+    ranks.beside_gate = release
+    sending = asyncio.create_task(driver.send_weights(PolicyVersion(0, 0), "push", 5.0))
+    await asyncio.sleep(0.01)
+    assert await driver.reference(group(1)) == rows(1)  # not held up
+    stepping = asyncio.create_task(driver.step([[MiniBatch([group(1)], 2)], [MiniBatch([group(2)], 2)]]))
+    await asyncio.sleep(0.02)
+    assert "step" not in ranks.methods(0)  # the weights that are being sent must not change
+    release.set()
+    assert await sending == WHOLE
+    await stepping
+    assert ranks.beside == ["send_weights_beside"] and ranks.methods(1) == ["reference", "step"]
 
 
 async def test_a_failed_pass_fails_the_groups_in_it_and_the_next_is_tried_anew() -> None:
