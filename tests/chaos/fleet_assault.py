@@ -151,9 +151,11 @@ class Assault:
         processes, before = processes_at(victim), run.state()
         if processes is None or before is None or not self._await_moment(run, strike, victim):
             return  # it died of something else
-        process = processes[strike.part]
-        struck = time.monotonic()
-        process.send_signal(signal.SIGKILL if strike.way == "kill" else signal.SIGSTOP)
+        process, struck = processes[strike.part], time.monotonic()
+        try:
+            process.send_signal(signal.SIGKILL if strike.way == "kill" else signal.SIGSTOP)
+        except psutil.NoSuchProcess:
+            return
         state = run.state() or before
         self._touched.add(victim)
         self._note(f"{strike.way}, {strike.part}")
