@@ -81,10 +81,9 @@ class Replicas:
         return None
 
 
-def processes_at(url: str) -> dict[str, psutil.Process]:
+def processes_at(url: str) -> dict[str, psutil.Process] | None:
     """The replica's processes: `api`, which answers; `engine`, its scheduler; `worker`, which holds the weights.
-
-    Raises Broken where there are none."""
+    None where one of them is missing."""
     port = url.rpartition(":")[2]
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -92,7 +91,7 @@ def processes_at(url: str) -> dict[str, psutil.Process]:
             if "vllm.entrypoints.openai.api_server" in command and command[command.index("--port") + 1] == port:
                 engine = _child(process, "EngineCore")
                 return {"api": process, "engine": engine, "worker": _child(engine, "Worker")}
-    raise Broken(f"no processes of {url}")
+    return None
 
 
 def _child(process: psutil.Process, title: str) -> psutil.Process:

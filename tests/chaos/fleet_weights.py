@@ -1,4 +1,4 @@
-"""Weights of the fleet's chaos: a toy policy that takes long enough to send, and what vLLM's checksums of it must be."""
+"""A toy policy that takes long enough to send, and what vLLM's checksums of it must be."""
 
 from __future__ import annotations
 
@@ -44,22 +44,17 @@ def make_wide_policy(source: Path, target: Path, megabytes: int, seed: int = 0) 
 
 def checksums_of(folder: Path) -> dict[str, str]:
     """SHA-256 of each tensor as a server of one worker holds it, by vLLM's name, of the policy in `folder`."""
-    return {name: hashlib.sha256(np.ascontiguousarray(tensor)).hexdigest() for name, tensor in _as_served(folder)}
+    return {name: hashlib.sha256(tensor.tobytes()).hexdigest() for name, tensor in _as_served(folder).items()}
 
 
-def _as_served(folder: Path) -> list[tuple[str, np.ndarray]]:
+def _as_served(folder: Path) -> Tensors:
     tensors = load_file(folder / "model.safetensors")
-    served = []
-    for name in [name for name in tensors if name.endswith(("q_proj.weight", "gate_proj.weight"))]:
-        for fused, parts in FUSED.items():
-            if name.endswith(f"{parts[0]}.weight"):
-                prefix = name.removesuffix(f"{parts[0]}.weight")
-                served.append(
-                    (f"{prefix}{fused}.weight", np.concatenate([tensors.pop(f"{prefix}{p}.weight") for p in parts]))
-                )
-    for name, tensor in tensors.items():
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            padding = -len(tensor) % VOCABULARY_MULTIPLE
-            tensor = np.concatenate([tensor, np.zeros((padding, tensor.shape[1]), tensor.dtype)])
-        served.append((name, tensor))
-    return served
+    for fused, parts in FUSED.items():
+        for first in [name for name in tensors if name.endswith(f"{parts[0]}.weight")]:
+            prefix = first.removesuffix(f"{parts[0]}.weight")
+            rows = [tensors.pop(f"{prefix}{part}.weight") for part in parts]
+            tensors[f"{prefix}{fused}.weight"] = np.concatenate(rows)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        padding = -len(tensors[name]) % VOCABULARY_MULTIPLE
+        tensors[name] = np.concatenate([tensors[name], np.zeros((padding, tensors[name].shape[1]), np.float32)])
+    return tensors

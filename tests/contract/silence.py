@@ -48,7 +48,7 @@ async def silent_server(*routes: str, first_words: bytes = b"") -> AsyncIterator
 
 
 class SilentActor:
-    """A handle of Ray's make: `actor.method.remote(...)`, of which those named are never done; the others give `facts`."""
+    """A handle of Ray's make: `actor.method.remote(...)`. Those named are never done; the others give `facts`."""
 
     def __init__(self, *methods: str, facts: Any = None) -> None:
         self._methods, self._facts = methods, facts

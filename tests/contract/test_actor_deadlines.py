@@ -49,7 +49,10 @@ def learner_of(*hanging: str) -> Learner:
 
 
 @pytest.mark.parametrize("method", RANKS)
-async def test_a_call_to_the_ranks_ends_by_its_deadline_and_names_the_rank(method: str) -> None:
+async def test_a_call_to_the_ranks_ends_by_its_deadline_and_names_the_rank(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.ranks, "TRANSFER_MARGIN_S", 0.0)
     with pytest.raises(ServiceError, match=f"learner rank 1 did not finish {method} within 0 s"):
         await in_time(RANKS[method](learner_of(method)))
 

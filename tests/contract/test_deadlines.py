@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ import reward_server.pool
 import reward_server.prefix_cache
 import rollout_server.scale
 import rollout_server.started
+import trainer.preflight
 from reward_server import scale as reward_scale
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
@@ -38,10 +40,11 @@ from rollout_server.waiting import Deadline
 from tests.contract.silence import DEADLINE_S, in_time, public_calls, silent_server
 from trainer.batch import Sample
 from trainer.fleet_sync import FleetSyncClient
-from wire.errors import ServiceError
+from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 from wire.judgement import Message
 from wire.membership import Member, Outcome
+from wire.process import ServerProcess
 
 TOKEN = "correct-horse"
 V1 = PolicyVersion(0, 1)
@@ -172,10 +175,10 @@ async def test_a_call_to_the_reward_service_ends_by_its_deadline_and_names_it(
 
 async def test_a_verdict_ends_by_its_deadline_though_the_genrm_is_silent_and_says_which() -> None:
     settings = RewardSettings(device="cpu", judge_timeout_s=DEADLINE_S)
-    async with silent_server("v1/chat/completions") as url, open_session() as session:
-        async with Pool(session, TOKEN, max_in_flight=4) as pool:
-            pool.add(url)
-            verdict = await in_time(Judge(pool, settings, Instruments(pool)).judge(TALK, ("a", "b"), 1))
+    route = "v1/chat/completions"
+    async with silent_server(route) as url, open_session() as session, Pool(session, TOKEN, max_in_flight=4) as pool:
+        pool.add(url)
+        verdict = await in_time(Judge(pool, settings, Instruments(pool)).judge(TALK, ("a", "b"), 1))
     assert (verdict.missing, verdict.server) == ("timeout", url)
 
 
@@ -193,16 +196,20 @@ async def test_a_genrm_whose_health_is_silent_is_lost_and_its_call_goes_to_anoth
 ) -> None:
     for name in ("HEALTH_TIMEOUT_S", "HEALTH_INTERVAL_S"):
         monkeypatch.setattr(reward_server.pool, name, DEADLINE_S / 6)
-    async with silent_server("health", "work") as silent, silent_server("nothing") as good, open_session() as session:
-        async with Pool(session, TOKEN, max_in_flight=4, health_timeout_s=DEADLINE_S) as pool:
-            for url in (silent, good):
-                pool.add(url)
-            pool.servers[0].state = "ready"  # it answered once, and then no more
-            pool.servers[0].last_sign = asyncio.get_running_loop().time()
-            call = PooledCall()
-            reply = await in_time(pool.post("/work", {}, 1, call))
-            while pool.servers[0].state == "ready":
-                await asyncio.sleep(0.01)
+    async with (
+        silent_server("health", "work") as silent,
+        silent_server("nothing") as good,
+        open_session() as session,
+        Pool(session, TOKEN, max_in_flight=4, health_timeout_s=DEADLINE_S) as pool,
+    ):
+        for url in (silent, good):
+            pool.add(url)
+        pool.servers[0].state = "ready"  # it answered once, and then no more
+        pool.servers[0].last_sign = asyncio.get_running_loop().time()
+        call = PooledCall()
+        reply = await in_time(pool.post("/work", {}, 1, call))
+        while pool.servers[0].state == "ready":
+            await asyncio.sleep(0.01)
     assert (reply.status, call.server, pool.servers[0].state) == (200, good, "lost")
 
 
@@ -232,6 +239,24 @@ async def test_a_command_to_the_reward_service_ends_by_its_deadline_and_names_it
     async with silent_server() as url, RewardClient(url, TOKEN, DEADLINE_S) as client:
         with pytest.raises(ServiceError, match=url):
             await in_time(reward_scale.carry_out(client, command))
+
+
+# --- a program to a server's health
+
+
+async def test_a_server_whose_health_is_silent_is_not_healthy(tmp_path: Path) -> None:
+    async with silent_server() as url:
+        process = ServerProcess("replica-0", [], {}, tmp_path / "log", url)
+        assert not await in_time(asyncio.to_thread(process.is_healthy, DEADLINE_S))
+
+
+async def test_a_server_that_a_run_would_join_and_that_is_silent_is_named_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer.preflight, "PROBE_TIMEOUT_S", DEADLINE_S)
+    async with silent_server() as url:
+        with pytest.raises(ConfigError, match=f"nobody answers at {url}"):
+            await in_time(asyncio.to_thread(trainer.preflight.check_url, url))
 
 
 # --- nothing is missing from the tables
