@@ -36,7 +36,10 @@ class RolloutSettings(ServiceSettings):
     weight_transfer_backend: str = field(
         default="auto", metadata={"help": "nccl, gloo, or auto: nccl on GPUs, gloo on CPUs."}
     )
-    transfer_bucket_mib: int = field(default=256, metadata={"help": "Weights are gathered and sent in buckets of this size; gloo sends 32 MiB at most."})
+    transfer_bucket_mib: int = field(
+        default=256,
+        metadata={"help": "Weights are gathered and sent in buckets of this size; gloo's are 32 at most."},
+    )
     transfer_staging_mib: int = field(
         default=1024, metadata={"help": "Weights that a replica takes in before it loads them (gloo), in MiB."}
     )

@@ -4,9 +4,9 @@
      "dropped": 1, "completions_by_replica": {"http://10.0.0.7:8000": 12, "http://10.0.0.8:8000": 4}}
 
 `prompts` are places in the prompt stream (occurrences) in the order in which the groups were trained on, `version` the
-weights that the step made, `lags` one a group, `versions` all weights that wrote any of its tokens, `dropped` the groups
-dropped since the run's start. In the stream no place is skipped but by a drop, and none is trained on twice: that can be
-read off here.
+weights that the step made, `lags` one a group, `versions` all weights that wrote any of its tokens, `dropped` the
+groups dropped since the run's start. In the stream no place is skipped but by a drop, and none is trained on twice:
+that can be read off here.
 
 A fresh run begins the file anew. A resumed one goes on in it after the step that it was restored to: what its earlier
 life wrote of later steps is gone with the weights.
