@@ -8,6 +8,16 @@ from wire.engine import resolve_device
 from wire.errors import ConfigError
 from wire.settings import ServiceSettings
 
+# vLLM's other ways to move weights, and why none of them can be fed here.
+OTHER_BACKENDS = {
+    "ipc": "it hands over device memory, and a learner rank and a replica share no GPU here",
+    "sparse_nccl": "it sends patches, and a step changes every weight",
+    "nccl_m2n": "its source must describe how each rank's shards are laid out, and ZeRO cuts parameters without regard "
+    "to their shape",
+    "sharded_rdt": "its producers are Ray actors that hold whole parameters, and a ZeRO-3 rank holds a part of each",
+    "modelexpress": "it has no sender that takes a source",
+}
+
 
 @dataclass
 class RolloutSettings(ServiceSettings):
@@ -113,17 +123,38 @@ class RolloutSettings(ServiceSettings):
                 f"top_p ({self.top_p}) must be 1.0 and top_k ({self.top_k}) 0: the learner trains on the whole "
                 "distribution, so the replicas must sample from it"
             )
+        self._check_fleet()
+        self._check_transfer()
+
+    def _check_fleet(self) -> None:
         if self.replicas < 0 or self.replicas + len(self.rollout_urls) < 1:
             raise ConfigError(f"replicas ({self.replicas}) with no rollout_urls leaves nobody to write completions")
         if self.rollout_ports and len(self.rollout_ports) != self.replicas:
             raise ConfigError(f"rollout_ports names {len(self.rollout_ports)} ports for {self.replicas} replicas")
+        if self.min_replicas < 1:
+            raise ConfigError(f"min_replicas ({self.min_replicas}) must be at least 1: nobody else writes completions")
+        for name in ("drain_timeout_s", "replica_restarts"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be at least 0")
+        if not 0 <= self.fleet_port <= 65535:
+            raise ConfigError(f"fleet_port ({self.fleet_port}) must lie in 0..65535; 0 takes a free one")
         if self.fp32_lm_head and "--hf-overrides" in self.rollout_extra_args.replace("_", "-"):
             raise ConfigError(
                 f"fp32_lm_head needs vLLM's --hf-overrides for itself, and rollout_extra_args "
                 f"({self.rollout_extra_args!r}) takes it; leave one of the two out"
             )
+
+    def _check_transfer(self) -> None:
         if self.transfer_backend not in ("nccl", "gloo"):
-            raise ConfigError(f"weight_transfer_backend {self.weight_transfer_backend!r} is not among auto, nccl, gloo")
+            reason = OTHER_BACKENDS.get(self.transfer_backend, "it is not among auto, nccl, gloo")
+            raise ConfigError(
+                f"weight_transfer_backend {self.weight_transfer_backend!r}: {reason}; use nccl on GPUs, gloo on CPUs"
+            )
+        if self.verify_transfer and self.transfer_backend == "nccl":
+            raise ConfigError(
+                "verify_transfer (true) needs weight_transfer_backend gloo: vLLM's nccl engine packs by itself; "
+                "set verify_transfer to false"
+            )
         if self.transfer_backend == "nccl" and resolve_device(self.device) == "cpu":
             raise ConfigError(
                 f"weight_transfer_backend {self.weight_transfer_backend!r} needs GPUs and this host has none; use gloo"

@@ -22,7 +22,7 @@ from rollout_server.transfer import GlooTrainerInitInfo, register_trainer_engine
 from rollout_server.waiting import Deadline
 from trainer.fleet_sync import FleetSyncClient
 from trainer.lora import ServedWeight
-from wire.errors import ConfigError, ServiceError
+from wire.errors import ServiceError
 from wire.membership import Member, TransferReport
 
 
@@ -154,17 +154,8 @@ def _default_stream() -> Iterator[None]:
 
 GLOO_BUCKET_BYTES = 2**25  # more is packed while less is on the wire; the wire itself does not gain from more
 
+
 # Of vLLM's other backends none takes whole weights from one sender on hardware of its own.
-OTHER_BACKENDS = {
-    "ipc": "it hands over device memory, and a learner rank and a replica share no GPU here",
-    "sparse_nccl": "it sends patches, and a step changes every weight",
-    "nccl_m2n": "its source must describe how each rank's shards are laid out, and ZeRO cuts parameters without regard "
-    "to their shape",
-    "sharded_rdt": "its producers are Ray actors that hold whole parameters, and a ZeRO-3 rank holds a part of each",
-    "modelexpress": "it has no sender that takes a source",
-}
-
-
 @dataclass(frozen=True)
 class TransferSettings:
     """How weights travel. Sizes in bytes; `bind_address` is this host's towards the replicas."""
@@ -251,11 +242,7 @@ class WeightSender:
 
 
 def trainer_init_info(settings: TransferSettings, world_size: int) -> Any:
-    """What vLLM's factory builds rank 0's engine from.
-
-    Raises:
-        ConfigError: a backend that a full-model source of one sender cannot feed.
-    """
+    """What vLLM's factory builds rank 0's engine from; the settings were checked (rollout_server/config.py)."""
     if settings.backend == "gloo":
         return GlooTrainerInitInfo(
             settings.bind_address,
@@ -265,12 +252,7 @@ def trainer_init_info(settings: TransferSettings, world_size: int) -> Any:
             settings.verify,
             rank=0,
         )
-    if settings.backend == "nccl":
-        if settings.verify:
-            raise ConfigError("verify_transfer needs weight_transfer_backend gloo: vLLM's nccl engine packs by itself")
-        # The port is the meeting's: the guarded engine picks a free one.
-        return NCCLTrainerInitInfo(
-            settings.bind_address, 0, world_size, packed_buffer_size_bytes=settings.bucket_bytes, rank=0
-        )
-    reason = OTHER_BACKENDS.get(settings.backend, "vLLM has no such backend")
-    raise ConfigError(f"weight_transfer_backend {settings.backend!r}: {reason}; use nccl on GPUs, gloo on CPUs")
+    # The port is the meeting's: the guarded engine picks a free one.
+    return NCCLTrainerInitInfo(
+        settings.bind_address, 0, world_size, packed_buffer_size_bytes=settings.bucket_bytes, rank=0
+    )

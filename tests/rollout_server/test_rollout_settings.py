@@ -129,7 +129,20 @@ def test_the_backend_follows_the_device_unless_it_is_named() -> None:
         ({"temperature": 0.0}, r"temperature \(0.0\) must be positive"),
         ({"temperature": -1.0}, r"temperature \(-1.0\)"),
         ({"weight_transfer_backend": "nccl"}, "'nccl' needs GPUs and this host has none; use gloo"),
-        ({"weight_transfer_backend": "carrier-pigeon"}, "weight_transfer_backend 'carrier-pigeon'"),
+        (
+            {"weight_transfer_backend": "carrier-pigeon"},
+            "weight_transfer_backend 'carrier-pigeon': it is not",
+        ),
+        *(
+            ({"weight_transfer_backend": name}, f"weight_transfer_backend '{name}': .*; use nccl on GPUs, gloo on CPUs")
+            for name in ("ipc", "sparse_nccl", "nccl_m2n", "sharded_rdt", "modelexpress")
+        ),
+        ({"weight_transfer_backend": "nccl", "verify_transfer": True}, r"verify_transfer \(true\) needs .* gloo"),
+        ({"min_replicas": 0}, r"min_replicas \(0\) must be at least 1"),
+        ({"drain_timeout_s": -1.0}, r"drain_timeout_s \(-1.0\) must be at least 0"),
+        ({"replica_restarts": -1}, r"replica_restarts \(-1\)"),
+        ({"fleet_port": 70000}, r"fleet_port \(70000\) must lie in 0..65535"),
+        ({"probe_timeout_s": 0.0}, r"probe_timeout_s \(0.0\) must be positive"),
         ({"replicas": 0}, r"replicas \(0\) with no rollout_urls"),
         ({"replicas": -1, "rollout_urls": ["http://a", "http://b"]}, r"replicas \(-1\)"),
         ({"replicas": 2, "rollout_ports": [8001]}, "names 1 ports for 2 replicas"),
