@@ -61,13 +61,13 @@ def arguments() -> argparse.Namespace:
     add("--spread", type=float, default=0.5, help="Sigma of the log-normal of the lengths.")
     add("--judge_s", type=float, default=20.0, help="Median seconds of a verdict; log-normal, sigma 0.5.")
     add("--reference_s", type=float, default=0.5, help="Seconds of a reference pass.")
-    add("--step_s", type=float, default=10.0, help="Seconds of a step.")
+    add("--step_s", type=float, default=20.0, help="Seconds of a step.")
     add("--open_s", type=float, default=0.7, help="Seconds until a transfer group is open.")
     add("--load_s", type=float, default=0.7, help="Seconds until weights are received and loaded.")
-    add("--prompts_per_step", type=int, default=64, help="Prompts of a step.")
+    add("--prompts_per_step", type=int, default=128, help="Prompts of a step.")
     add("--max_lag", type=int, default=3, help="As the run's flag.")
     add("--share", type=float, default=1 / 3, help="Share of the fleet that a wave takes; 0: none.")
-    add("--every_s", type=float, default=360.0, help="Mean seconds between waves.")
+    add("--every_s", type=float, default=450.0, help="Mean seconds between waves.")
     add("--away_s", type=float, default=120.0, help="Mean seconds away, its start included.")
     add("--seed", type=int, default=1, help="Of the trace.")
     return parser.parse_args()
@@ -83,6 +83,7 @@ def run_settings(flags: argparse.Namespace) -> RunSettings:
         gradient_accumulation_steps=flags.prompts_per_step,
         total_episodes=10**9,
         max_lag=flags.max_lag,
+        rollout_max_num_seqs=flags.slots,
         response_length=8 * int(flags.mean_tokens),
         probe_interval_s=RunSettings.probe_interval_s / flags.scale,
         probe_timeout_s=max(LEAST_PROBE_TIMEOUT_S, RunSettings.probe_timeout_s / flags.scale),
@@ -124,8 +125,8 @@ class Recorder:
 class WatchedClient(RolloutClient):
     """Notes each replica's first completion after it was given back, and when a lost one's prompts are with others."""
 
-    def __init__(self, recorder: Recorder, fleet: Fleet, sampling: Sampling, timeout_s: float) -> None:
-        super().__init__(fleet, TOKEN, sampling, timeout_s)
+    def __init__(self, recorder: Recorder, fleet: Fleet, sampling: Sampling, settings: RunSettings) -> None:
+        super().__init__(fleet, TOKEN, sampling, settings.rollout_timeout_s, room=settings.rollout_max_num_seqs)
         self._recorder = recorder
         self._lost: dict[int, float] = {}  # when a prompt's replica failed it, by the prompt's seed
 
@@ -195,7 +196,7 @@ async def run_for(
     preemption, live = Preemption(standins, recorder), PolicyVersion(0, 0)
     async with (
         Fleet(settings, TOKEN) as fleet,
-        WatchedClient(recorder, fleet, sampling, settings.rollout_timeout_s) as rollouts,
+        WatchedClient(recorder, fleet, sampling, settings) as rollouts,
     ):
 
         async def publish(version: PolicyVersion) -> None:
