@@ -96,7 +96,7 @@ async def changes(fleet: Fleet, standins: StandInFleet, timed: Timed, repeats: i
         known = fleet.membership.find(url)
         return known.state if known else None
 
-    async def lose() -> None:
+    async def lose(replica: Replica) -> None:
         async with tended(fleet):
             fleet.suspect(replica)
             await until(fleet, lambda: state() is State.LOST)
@@ -110,7 +110,7 @@ async def changes(fleet: Fleet, standins: StandInFleet, timed: Timed, repeats: i
         replica = fleet.membership.find(url)
         assert replica is not None
         await standins.take(last)
-        await timed.of("loss", lose())
+        await timed.of("loss", lose(replica))
         await standins.give(last)
         await timed.of("join", join())
 

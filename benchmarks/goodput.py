@@ -9,7 +9,7 @@ their time and compute nothing. All times are those of a real run divided by `--
                       times the seconds they were there, over the mean seconds that a trained completion takes on an
                       engine that never stands still. One is there from its answering again to its being cut off; so
                       noticing it, its catching up, pauses for pushes, what was lost half written and slots without
-                      work all count as losses. From one step's end to another's, the first and last few left out.
+                      work all count as losses. From one step's end to another's, the first few left out.
     recovery_p95_s    95th percentile, in seconds of a real run, of the time from a replica's being given back (it
                       answers) until the driver holds the first completion that it wrote, with the live version alone.
                       A completion's own time is part of it.
@@ -23,6 +23,7 @@ import asyncio
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -42,7 +43,7 @@ from trainer.stats import StepStats
 from wire.generation import Completion, PolicyVersion
 
 TOKEN = "benchmark"
-WARM_STEPS = 4  # until the pipeline is full; as many are left out at the end
+WARM_STEPS = 3  # until the pipeline is in its stride
 STOP_TOKEN = 2
 PROMPT = ({"role": "user", "content": "what is the sea?"},)
 LEAST_PROBE_TIMEOUT_S = 5.0  # not scaled: who is cut off refuses, nobody freezes here
@@ -52,22 +53,22 @@ def arguments() -> argparse.Namespace:
     """The flags. Seconds are a real run's."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--scale", type=float, default=20.0, help="Divides every time.")
-    add("--duration_s", type=float, default=1800.0, help="Length of the run.")
+    add("--scale", type=float, default=12.0, help="Divides every time.")
+    add("--duration_s", type=float, default=1440.0, help="Length of the run.")
     add("--replicas", type=int, default=12, help="Replicas.")
     add("--slots", type=int, default=16, help="Completions that a replica writes at once.")
     add("--completion_s", type=float, default=20.0, help="Mean seconds of a completion.")
     add("--mean_tokens", type=float, default=200.0, help="Mean tokens of a completion: what is sent, not how long.")
     add("--spread", type=float, default=0.5, help="Sigma of the log-normal of the lengths.")
-    add("--judge_s", type=float, default=20.0, help="Median seconds of a verdict; log-normal, sigma 0.5.")
+    add("--judge_s", type=float, default=20.0, help="Median seconds of a verdict.")
     add("--reference_s", type=float, default=0.5, help="Seconds of a reference pass.")
     add("--step_s", type=float, default=20.0, help="Seconds of a step.")
     add("--open_s", type=float, default=0.7, help="Seconds until a transfer group is open.")
     add("--load_s", type=float, default=0.7, help="Seconds until weights are received and loaded.")
     add("--prompts_per_step", type=int, default=128, help="Prompts of a step.")
-    add("--max_lag", type=int, default=3, help="As the run's flag.")
+    add("--max_lag", type=int, default=4, help="As the run's flag.")
     add("--share", type=float, default=1 / 3, help="Share of the fleet that a wave takes; 0: none.")
-    add("--every_s", type=float, default=450.0, help="Mean seconds between waves.")
+    add("--every_s", type=float, default=360.0, help="Mean seconds between waves.")
     add("--away_s", type=float, default=120.0, help="Mean seconds away, its start included.")
     add("--seed", type=int, default=1, help="Of the trace.")
     return parser.parse_args()
@@ -84,7 +85,7 @@ def run_settings(flags: argparse.Namespace) -> RunSettings:
         total_episodes=10**9,
         max_lag=flags.max_lag,
         rollout_max_num_seqs=flags.slots,
-        response_length=8 * int(flags.mean_tokens),
+        response_length=3 * int(flags.mean_tokens),
         probe_interval_s=RunSettings.probe_interval_s / flags.scale,
         probe_timeout_s=max(LEAST_PROBE_TIMEOUT_S, RunSettings.probe_timeout_s / flags.scale),
     )
@@ -94,8 +95,11 @@ class Recorder:
     """What happened, by the monotonic clock, in seconds."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[float, int, int]] = []  # end, completions trained on, their tokens
-        self.waits = {"wait": 0.0, "step": 0.0, "publish": 0.0, "checkpoint": 0.0}
+        self.num_steps = 0
+        self.totals: defaultdict[str, float] = defaultdict(float)  # of the run so far
+        self.at_start: defaultdict[str, float] = defaultdict(float)  # the same at the beginning of the window that counts
+        self.at_end: defaultdict[str, float] = defaultdict(float)  # and at its end
+        self.fleet: Fleet | None = None
         self.given: dict[str, float] = {}  # replicas from which no completion has come since they were given back
         self.recoveries: list[float] = []
         self.reroutes: list[float] = []
@@ -105,7 +109,7 @@ class Recorder:
         """As the journal's."""
         started = time.monotonic()
         yield
-        self.waits[stage] += time.monotonic() - started
+        self.totals[stage] += time.monotonic() - started
 
     def record(
         self,
@@ -117,9 +121,22 @@ class Recorder:
         num_dropped: int,
     ) -> None:
         """As the journal's."""
+        assert self.fleet is not None
         completions = [completion for group in groups for completion in group.completions]
-        num_tokens = sum(len(completion.token_ids) for completion in completions)
-        self.steps.append((time.monotonic(), len(completions), num_tokens))
+        self.num_steps += 1
+        self.totals["completions"] += len(completions)
+        self.totals["tokens"] += sum(len(completion.token_ids) for completion in completions)
+        seen = self.totals.copy()
+        seen.update(self.fleet.membership.counts)
+        seen["time"] = time.monotonic()
+        seen["paused"] = sum(replica.paused_s for replica in self.fleet.membership.replicas)
+        self.at_end = seen
+        if self.num_steps == WARM_STEPS:
+            self.at_start = seen
+
+    def in_window(self, name: str) -> float:
+        """By how much a total grew in the window that counts."""
+        return self.at_end[name] - self.at_start[name]
 
 
 class WatchedClient(RolloutClient):
@@ -185,7 +202,7 @@ class Preemption:
 
 async def run_for(
     flags: argparse.Namespace, standins: StandInFleet, recorder: Recorder, trace: Sequence[Absence]
-) -> tuple[Preemption, Fleet]:
+) -> Preemption:
     """Train for the duration; what is measured is with the recorder."""
     settings, scale = run_settings(flags), flags.scale
     learner = Learner(
@@ -198,6 +215,7 @@ async def run_for(
         Fleet(settings, TOKEN) as fleet,
         WatchedClient(recorder, fleet, sampling, settings) as rollouts,
     ):
+        recorder.fleet = fleet
 
         async def publish(version: PolicyVersion) -> None:
             nonlocal live
@@ -237,7 +255,7 @@ async def run_for(
         with suppress(TimeoutError):
             async with asyncio.timeout(flags.duration_s / scale):
                 await asyncio.gather(*work)
-        return preemption, fleet
+        return preemption
 
 
 async def measure(flags: argparse.Namespace) -> dict[str, float]:
@@ -263,38 +281,35 @@ async def measure(flags: argparse.Namespace) -> dict[str, float]:
     )
     cpu, began = time.process_time(), time.monotonic()
     async with standins:
-        preemption, fleet = await run_for(flags, standins, recorder, trace)
+        preemption = await run_for(flags, standins, recorder, trace)
     cores = (time.process_time() - cpu) / (time.monotonic() - began)
-    start, end = recorder.steps[WARM_STEPS - 1][0], recorder.steps[-1][0]
-    steps = recorder.steps[WARM_STEPS:]
-    num, num_tokens = sum(step[1] for step in steps), sum(step[2] for step in steps)
+    start, end, grew = recorder.at_start["time"], recorder.at_end["time"], recorder.in_window
     there_s = present_seconds(flags.replicas, preemption.away, start, end)
-    completion_s = token_s * num_tokens / num
-    paused_s = sum(replica.paused_s for replica in fleet.membership.replicas)
-    counts = fleet.membership.counts
+    completion_s = token_s * grew("tokens") / grew("completions")
+    goodput = grew("completions") * completion_s / (there_s * flags.slots)
     show(
         window_s=(end - start) * scale,
-        steps=len(steps),
-        completions=num,
+        steps=recorder.num_steps - WARM_STEPS,
+        completions=grew("completions"),
         completion_s=completion_s * scale,
         there=there_s / (end - start) / flags.replicas,
-        losses=counts["losses"],
-        joins=counts["joins"] - flags.replicas,
-        rerouted_prompts=counts["rerouted_prompts"],
+        losses=grew("losses"),
+        joins=grew("joins"),
+        rerouted_prompts=grew("rerouted_prompts"),
+        retries=grew("retries"),
         driver_cores=cores,
     )
+    discarded, paused = grew("tokens_discarded") * token_s / flags.slots / there_s, grew("paused") / there_s
+    show(discarded=discarded, paused=paused, rest=1 - goodput - discarded - paused)
+    show(**{stage: grew(stage) / (end - start) for stage in ("wait", "step", "publish")})
     show(
-        discarded_share=counts["tokens_discarded"] * token_s / flags.slots / there_s,
-        paused_share=paused_s / there_s,
-        **{f"{stage}_share": seconds / (end - start) for stage, seconds in recorder.waits.items()},
-        recovery_p50_s=percentile(recorder.recoveries, 0.5) * scale,
         recoveries=len(recorder.recoveries),
+        recovery_p50_s=percentile(recorder.recoveries, 0.5) * scale,
+        reroutes=len(recorder.reroutes),
+        reroute_p50_s=percentile(recorder.reroutes, 0.5) * scale,
         reroute_p95_s=percentile(recorder.reroutes, 0.95) * scale,
     )
-    return {
-        "goodput": num * completion_s / (there_s * flags.slots),
-        "recovery_p95_s": percentile(recorder.recoveries, 0.95) * scale,
-    }
+    return {"goodput": goodput, "recovery_p95_s": percentile(recorder.recoveries, 0.95) * scale}
 
 
 def show(**figures: float) -> None:
