@@ -96,7 +96,7 @@ async def changes(fleet: Fleet, standins: StandInFleet, timed: Timed, repeats: i
         known = fleet.membership.find(url)
         return known.state if known else None
 
-    async def lose() -> None:
+    async def lose(replica: Replica) -> None:
         async with tended(fleet):
             fleet.suspect(replica)
             await until(fleet, lambda: state() is State.LOST)
@@ -110,7 +110,7 @@ async def changes(fleet: Fleet, standins: StandInFleet, timed: Timed, repeats: i
         replica = fleet.membership.find(url)
         assert replica is not None
         await standins.take(last)
-        await timed.of("loss", lose())
+        await timed.of("loss", lose(replica))
         await standins.give(last)
         await timed.of("join", join())
 
@@ -133,7 +133,7 @@ class RoutedClient(RolloutClient):
             future.set_result(Completion(first + index, (1,), (-0.1,), True, SPANS, replica.url))
 
 
-async def route(fleet: Fleet, num_prompts: int, in_flight: int) -> None:
+async def route(fleet: Fleet, num_prompts: int, in_flight: int, room: int) -> None:
     """Ask for all prompts' completions."""
     places = asyncio.Semaphore(in_flight)
     sampling = Sampling(max_tokens=16, temperature=1.0, stop_token_ids=(2,))
@@ -142,7 +142,7 @@ async def route(fleet: Fleet, num_prompts: int, in_flight: int) -> None:
         async with places, rollouts.generate((5, 6, 7), K, seed=seed, salt=lambda: "0.1") as futures:
             await asyncio.gather(*futures)
 
-    async with RoutedClient(fleet, TOKEN, sampling, DEADLINE_S) as rollouts:
+    async with RoutedClient(fleet, TOKEN, sampling, DEADLINE_S, room=room) as rollouts:
         await asyncio.gather(*(prompt(rollouts, seed) for seed in range(num_prompts)))
 
 
@@ -158,7 +158,7 @@ async def measure(flags: argparse.Namespace) -> dict[str, float]:
             members = [replica.member for replica in fleet.ready()]
             await timed.of("open", sender.open_transfer(members, DEADLINE_S))
         await changes(fleet, standins, timed, flags.repeats)
-        await timed.of("route", route(fleet, flags.completions // K, flags.in_flight))
+        await timed.of("route", route(fleet, flags.completions // K, flags.in_flight, settings.rollout_max_num_seqs))
         assert len(fleet.ready()) == flags.replicas
     print(f"open_ms {timed.median('open'):.4g}  loss_ms {timed.median('loss'):.4g}  join_ms {timed.median('join'):.4g}")
     return {

@@ -197,6 +197,11 @@ class Port:
         self._listener: asyncio.Server | None = None
         self._state = ServerState()
 
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """Requests that are being answered."""
+        return set(self._state.tasks)
+
     async def give(self) -> None:
         """Boot a replica here."""
         await asyncio.sleep(self._flags.start_s)
@@ -247,6 +252,9 @@ async def serve(flags: argparse.Namespace) -> None:
             ports[index].take()
         await asyncio.gather(*(ports[index].give() for index in order.get("give", ())))
         print(flush=True)
+    for port in ports:
+        port.take()
+    await asyncio.gather(*(task for port in ports for task in port.tasks), return_exceptions=True)
 
 
 def main() -> None:

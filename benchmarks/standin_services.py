@@ -18,7 +18,7 @@ from trainer.collect import Logprobs
 from trainer.stats import StepStats
 from wire.judgement import GroupVerdict, Message
 
-VERDICT_SPREAD = 0.5  # sigma of the log-normal
+VERDICT_SPREAD = 0.5  # sigma of the log-normal, which is cut to a half and to three times the median
 
 
 class StandInJudge:
@@ -32,7 +32,8 @@ class StandInJudge:
     ) -> GroupVerdict:
         """As the reward service's."""
         await asyncio.gather(*completions)
-        await asyncio.sleep(Random(seed).lognormvariate(math.log(self._median_s), VERDICT_SPREAD))
+        drawn = Random(seed).lognormvariate(math.log(self._median_s), VERDICT_SPREAD)
+        await asyncio.sleep(min(max(drawn, self._median_s / 2), 3 * self._median_s))
         return GroupVerdict(scores=tuple(float(i) for i in range(len(completions))), verdicts=())
 
 

@@ -7,20 +7,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import aiohttp
 import msgspec
 
 from rollout_server.membership import Replica
+from rollout_server.places import NEWS_S, Members, Places
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Choice, Chunk, Completion, VersionSpan
 from wire.membership import BOOT_HEADER
 from wire.token import auth_headers
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-NEWS_S = 5.0  # a wait for the fleet looks up so often, whatever it was told
 PIECE_TOKENS = 128  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
 CompletionFutures = Sequence["asyncio.Future[Completion]"]
@@ -51,28 +52,12 @@ class _Part:
             self.versions = tuple(choice.weight_versions)
 
 
-class Members(Protocol):
-    """The fleet as the client sees it; `rollout_server.fleet.Fleet` is the real one."""
-
-    def ready(self) -> Sequence[Replica]:
-        """Replicas that hold the live version; asked for every request."""
-
-    async def changed(self, timeout_s: float) -> None:
-        """Return when `ready` may have changed, or after `timeout_s`."""
-
-    def suspect(self, replica: Replica) -> None:
-        """A request to it failed."""
-
-    def count(self, name: str, number: int = 1) -> None:
-        """Count `rerouted_prompts` and `tokens_discarded`."""
-
-
 class _Left(Exception):
     """The replica left the fleet, or was lost, while it wrote."""
 
 
 class RolloutClient:
-    """Sends each prompt to the replica with the fewest prompts in flight.
+    """Sends each prompt to the replica with the fewest completions to write.
 
     Args:
         members: the fleet.
@@ -80,10 +65,13 @@ class RolloutClient:
         sampling: how completions are drawn.
         timeout_s: deadline of one prompt, retries on other replicas included. Time in which the fleet has nobody who
             writes does not count: the fleet has a limit of its own for that.
+        room: completions that a replica writes at once; prompts beyond that wait here for whoever is free. 0: any.
     """
 
-    def __init__(self, members: Members, token: str, sampling: Sampling, timeout_s: float) -> None:
+    def __init__(self, members: Members, token: str, sampling: Sampling, timeout_s: float, *, room: int = 0) -> None:
         self._members, self._token, self._sampling, self._timeout_s = members, token, sampling, timeout_s
+        self._places, self._ages = Places(room), count()
+        self._watch: asyncio.Task[None] | None = None
         self._decoder = msgspec.json.Decoder(Chunk)
         self._session: aiohttp.ClientSession | None = None
 
@@ -94,12 +82,15 @@ class RolloutClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             read_bufsize=2**22,  # bytes: one event carries a whole completion
         )
+        self._watch = asyncio.create_task(self._places.follow(self._members))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
+        assert self._session is not None and self._watch is not None
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
         await self._session.close()
 
     @asynccontextmanager
@@ -139,7 +130,7 @@ class RolloutClient:
         """Fill the futures, from another replica after a failure, until all are done or the deadline has passed."""
         problem: Exception = ServiceError("no rollout replica holds the current weights")
         avoid: set[Replica] = set()
-        pause, spent_s = FIRST_PAUSE_S, 0.0
+        pause, spent_s, age = FIRST_PAUSE_S, 0.0, next(self._ages)
         try:
             while not all(future.done() for future in futures):
                 replicas = self._members.ready()
@@ -154,9 +145,13 @@ class RolloutClient:
                             await asyncio.sleep(pause)
                             pause = min(2 * pause, LONGEST_PAUSE_S)
                             continue
-                        replica = min((r for r in replicas if r not in avoid), key=lambda r: len(r.streams))
+                        replica = self._places.choose(replicas, avoid)
+                        if replica is None:
+                            await self._places.wait(age)
+                            continue
                         problem = ServiceError(f"{replica.url}: it has not finished")  # should time run out meanwhile
-                        problem = await self._try(replica, futures, token_ids, seed, salt()) or problem
+                        with self._places.held(replica, futures):
+                            problem = await self._try(replica, futures, token_ids, seed, salt()) or problem
                         avoid.add(replica)
                 finally:
                     spent_s += time.monotonic() - started

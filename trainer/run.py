@@ -79,7 +79,8 @@ class Run:
         await self._restore()
         sampling = Sampling(settings.response_length, settings.temperature, material.stop_token_ids)
         fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
-        async with RolloutClient(fleet, self._token, sampling, settings.rollout_timeout_s) as rollouts:
+        timeout_s, room = settings.rollout_timeout_s, settings.rollout_max_num_seqs
+        async with RolloutClient(fleet, self._token, sampling, timeout_s, room=room) as rollouts:
             collector = Collector(
                 settings,
                 rollouts,
