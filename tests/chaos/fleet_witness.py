@@ -90,7 +90,10 @@ class Witness:
             raise Broken(f"the learner never wrote versions {sorted({label for _, label, _ in rest})}")
 
     def count(self, run: Run) -> None:
-        """What the run trained on: each place of the prompt stream once, but those whose groups were dropped. Raises Broken."""
+        """What the run trained on: each place of the prompt stream once, but those whose groups were dropped.
+
+        Raises Broken where a step, or a group, is missing or there twice.
+        """
         lines = run.lines()
         trained = [place for line in lines for place in line["prompts"]]
         if [line["step"] for line in lines] != list(range(1, run.steps + 1)):
