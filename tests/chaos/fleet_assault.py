@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.chaos.fleet_ground import TRANSFER_TIMEOUT_S, Ground, Run, processes_at
-from tests.chaos.fleet_weights import checksums_of
+from tests.chaos.fleet_ground import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, Gate, Ground, Run, processes_at
+from tests.chaos.fleet_witness import Report, Witness
 from tests.chaos.learner_kills import Broken, say
 from tests.e2e.conftest import START_S
 
-NUM_STEPS = 40  # of a run
+NUM_STEPS = 30  # of a run
 LAST_STEPS = 3  # in which nobody is struck: a run must not end before what a strike did was seen
 POLL_S = 0.005
 WAYS = ("kill", "freeze", "freeze a while")
@@ -55,33 +53,6 @@ class Thaw:
 
 
 @dataclass
-class Report:
-    """What was done, and what was found. Times in seconds.
-
-    `in_transfer`: strikes at a replica that was loading, by its own word, after which the run counted a transfer that
-    had to be repeated. `recovery_beyond_deadline_max_s`: from such a strike until all other replicas of that transfer
-    served the version, less the transfer's deadline. `lost_unharmed`: replicas that the run parted with though nobody
-    had touched them. `groups`: trained on.
-    """
-
-    kills: int = 0
-    in_transfer: int = 0
-    by_kind: dict[str, int] = field(default_factory=dict)
-    runs: int = 0
-    steps: int = 0
-    recovery_max_s: float = 0.0
-    recovery_beyond_deadline_max_s: float = 0.0
-    checksums_compared: int = 0
-    groups: int = 0
-    lost_groups: int = 0
-    repeated_groups: int = 0
-    lost_unharmed: int = 0
-    seed: int = 0
-    seconds: float = 0.0
-    ok: bool = False
-
-
-@dataclass
 class Assault:
     """Strikes at the replicas of runs.
 
@@ -101,8 +72,6 @@ class Assault:
     _thaws: list[Thaw] = field(default_factory=list)
     _ended: set[str] = field(default_factory=set)  # URLs of standing replicas that will not go on by themselves
     _touched: set[str] = field(default_factory=set)  # URLs that were struck and have not been seen whole since
-    _expected: dict[Path, dict[str, str]] = field(default_factory=dict)
-    _pending: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     def run(self, name: str, strikes: Callable[[], Strike | None], *, steps: int = NUM_STEPS) -> None:
         """One run, struck until there are no more strikes, or its steps run out. Raises Broken."""
@@ -121,8 +90,11 @@ class Assault:
                 raise Broken(f"{name} ended with exit code {code}: {run.program.text()[-3000:]}")
             for url in self.ground.standing:
                 self._compare(run, url)
-            self._settle(run, is_over=True)
-            self._count(run)
+            self._witness.settle(run, is_over=True)
+            self._witness.count(run)
+
+    def __post_init__(self) -> None:
+        self._witness = Witness(self.ground, self.report)
 
     # --- the strikes
 
@@ -149,8 +121,11 @@ class Assault:
         if victim is None:
             return
         processes, before = processes_at(victim), run.state()
-        if processes is None or before is None or not self._await_moment(run, strike, victim):
+        if processes is None or before is None:
             return  # it died of something else
+        gate = self._await_moment(run, strike, victim)
+        if gate is None:
+            return
         process, struck = processes[strike.part], time.monotonic()
         try:
             process.send_signal(signal.SIGKILL if strike.way == "kill" else signal.SIGSTOP)
@@ -163,17 +138,13 @@ class Assault:
             self._thaws.append(Thaw(process, victim, struck + strike.thaw_s if strike.thaw_s is not None else None))
         elif victim in self.ground.standing:
             self._ended.add(victim)
+        was_inside = strike.in_transfer and self.ground.replicas.gate(victim, timeout_s=0.3) == gate
         took = self._watch_recovery(run, victim, state, struck)
-        retried = _retries(run.state() or state) > _retries(before)
-        if strike.in_transfer and retried:
-            self.report.in_transfer += 1
-            if took is not None:
-                beyond = max(0.0, took - TRANSFER_TIMEOUT_S)
-                self.report.recovery_max_s = round(max(self.report.recovery_max_s, took), 2)
-                self.report.recovery_beyond_deadline_max_s = round(
-                    max(self.report.recovery_beyond_deadline_max_s, beyond), 2
-                )
-        where = "in a transfer" if strike.in_transfer and retried else "outside of transfers"
+        has_broken = self._await_retry(run, _retries(before), strike.in_transfer and not was_inside)
+        self.report.in_transfer += was_inside or (strike.in_transfer and has_broken)
+        if has_broken and took is not None:
+            self.report.note_recovery(took, TRANSFER_TIMEOUT_S)
+        where = "in a transfer" if was_inside or has_broken else "outside of transfers"
         survived = "nobody else was in it" if took is None else f"the others serve after {took:.2f} s"
         say(f"{self.report.kills}: {strike.way}, {strike.part}: {where}, step {len(run.lines())}; {survived}")
         for url in run.ready():
@@ -192,24 +163,30 @@ class Assault:
         self.report.kills += 1
         self.report.by_kind[kind] = 1 + self.report.by_kind.get(kind, 0)
 
-    def _await_moment(self, run: Run, strike: Strike, victim: str) -> bool:
-        """Whether it came. Inside a transfer: the victim's gate says so at this very moment."""
-        if not strike.in_transfer:
-            end = time.monotonic() + strike.wait_s
-            while time.monotonic() < end and not run.is_over:
-                self._tend(run)
-                time.sleep(POLL_S)
-            return not run.is_over
-        end = time.monotonic() + START_S
-        while time.monotonic() < end and not run.is_over:
+    def _await_moment(self, run: Run, strike: Strike, victim: str) -> Gate | None:
+        """What the victim's gate says when the moment is there; inside a transfer: that weights are arriving. None
+        where it does not come."""
+        end = time.monotonic() + (START_S if strike.in_transfer else strike.wait_s)
+        while not run.is_over:
             gate = self.ground.replicas.gate(victim)
-            if gate is None:
-                return False
-            if gate.weights == "loading":
-                return True
+            is_due = gate is None or gate.weights == "loading" if strike.in_transfer else time.monotonic() > end
+            if is_due or time.monotonic() > end:
+                return gate
             self._tend(run)
             time.sleep(POLL_S)
-        return False
+        return None
+
+    def _await_retry(self, run: Run, before: int, is_due: bool) -> bool:
+        """Whether the run has repeated a transfer since it had repeated `before`; waited for where one is due."""
+        end = time.monotonic() + TRANSFER_TIMEOUT_S + PROBE_TIMEOUT_S
+        while True:
+            state = run.state()
+            if state is not None and _retries(state) > before:
+                return True
+            if not is_due or run.is_over or time.monotonic() > end:
+                return False
+            self._tend(run)
+            time.sleep(POLL_S)
 
     def _watch_recovery(self, run: Run, victim: str, state: dict[str, Any], struck: float) -> float | None:
         """Seconds from the strike until the others of a transfer that is under way serve its version, or a later one.
@@ -236,6 +213,10 @@ class Assault:
             time.sleep(POLL_S)
         raise Broken(f"{waiting} did not come back to version {version}: {run.program.text()[-2000:]}")
 
+    def _compare(self, run: Run, url: str) -> None:
+        if self._witness.compare(run, url):
+            self._touched.discard(url)
+
     def _tend(self, run: Run) -> None:
         """Thaw whoever is due; start again the standing ones that the run has parted with."""
         if not self._ended and not self._thaws:
@@ -253,54 +234,10 @@ class Assault:
                 if self.revives:
                     self.ground.revive(url)
 
-    # --- what they serve
-
     def _look(self, run: Run) -> None:
         self._tend(run)
         if ready := run.ready():
             self._compare(run, self.draw.choice(ready))
-
-    def _compare(self, run: Run, url: str) -> None:
-        """Take down what the replica at `url` serves, if it serves; compare what the learner has written meanwhile."""
-        found = self.ground.replicas.holds(url)
-        if found is not None:
-            self._touched.discard(url)
-            self._pending.append((url, *found))
-        self._settle(run)
-
-    def _settle(self, run: Run, *, is_over: bool = False) -> None:
-        rest = []
-        for url, label, checksums in self._pending:
-            folder = run.policy_of(label, self.ground.policy)
-            if folder is None:
-                rest.append((url, label, checksums))
-                continue
-            if folder not in self._expected:
-                self._expected[folder] = checksums_of(folder)
-            expected = self._expected[folder]
-            wrong = [key for key in expected.keys() | checksums.keys() if expected.get(key) != checksums.get(key)]
-            if wrong:
-                raise Broken(f"{url} serves as version {label} what the learner never had: {', '.join(sorted(wrong))}")
-            self.report.checksums_compared += 1
-        self._pending = rest
-        if rest and is_over:
-            raise Broken(f"the learner never wrote versions {sorted({label for _, label, _ in rest})}")
-
-    def _count(self, run: Run) -> None:
-        """What the run trained on: each place of the prompt stream once, but those whose groups were dropped."""
-        lines = run.lines()
-        trained = [place for line in lines for place in line["prompts"]]
-        if [line["step"] for line in lines] != list(range(1, run.steps + 1)):
-            raise Broken(f"steps {[line['step'] for line in lines]} were taken, of {run.steps}")
-        summary = json.loads((run.output / "summary.json").read_text())
-        if summary["steps"] != run.steps:
-            raise Broken(f"the summary tells of {summary['steps']} steps of {run.steps}")
-        self.report.steps += run.steps
-        self.report.groups += len(trained)
-        self.report.repeated_groups += len(trained) - len(set(trained))
-        self.report.lost_groups += max(trained) + 1 - len(set(trained)) - lines[-1]["dropped"]
-        if self.report.repeated_groups or self.report.lost_groups:
-            raise Broken(f"{self.report.lost_groups} groups lost, {self.report.repeated_groups} trained on twice")
 
 
 def _retries(state: dict[str, Any]) -> int:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.chaos.fleet_assault import PARTS, WAYS, Assault, Report, Strike
+from tests.chaos.fleet_assault import PARTS, WAYS, Assault, Strike
 from tests.chaos.fleet_ground import TRANSFER_TIMEOUT_S, standing_ground, wait_until_they_answer
+from tests.chaos.fleet_witness import Report
 from tests.chaos.learner_kills import Broken, say, stop
 
 VOLLEY_AT = 9  # the kill from which on all replicas die at once

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from tests.chaos.fleet_assault import Assault, Report, Strike
+from tests.chaos.fleet_assault import Assault, Strike
 from tests.chaos.fleet_ground import standing_ground, wait_until_they_answer
+from tests.chaos.fleet_witness import Report
 
 
 def test_a_run_goes_on_over_a_death_in_a_transfer_and_over_a_fleet_that_froze(folder: Path, reward_url: str) -> None:
@@ -24,7 +25,7 @@ def test_a_run_goes_on_over_a_death_in_a_transfer_and_over_a_fleet_that_froze(fo
         wait_until_they_answer(ground, [first, second])
         assault = Assault(ground, report, random.Random(0), own_replicas=0, revives=False)
         assault.run("run", lambda: next(strikes, None), steps=6)
-    assert (report.kills, report.steps, report.in_transfer) == (2, 6, 1)  # nobody else was in the second's transfer
+    assert (report.kills, report.steps, report.in_transfer) == (2, 6, 2)
     assert report.recovery_beyond_deadline_max_s <= 5.0
     assert report.checksums_compared >= 2
     assert (report.groups, report.lost_groups, report.repeated_groups) == (24, 0, 0)

@@ -1,4 +1,4 @@
-"""The end of a push: each member is ready as soon as it resumed."""
+"""The end of a push: each member is ready as soon as it resumed; a joiner that cannot have the weights is let go."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from rollout_server.config import RolloutSettings
 from rollout_server.control_routes import CallFailed
+from rollout_server.fleet import Fleet
 from rollout_server.membership import Membership, Replica, State
-from rollout_server.push import Push
+from rollout_server.push import MAX_FRUITLESS, Push
+from tests.rollout_server.world import TOKEN, World
 from wire.generation import PolicyVersion
 from wire.membership import Member, Outcome, TransferReport
 
@@ -68,3 +71,16 @@ async def test_one_that_holds_the_version_and_cannot_resume_gets_no_prompts() ->
     routes.thaws.set()
     await push.bring(Sender(), V1, membership.of(State.SYNCING))
     assert [replica.state for replica in membership.replicas] == [State.LOST, State.READY]
+
+
+async def test_a_joiner_that_lives_and_never_takes_the_weights_is_lost_and_the_run_goes_on() -> None:
+    world = World()
+    settings = RolloutSettings(device="cpu", transfer_timeout_s=5.0, probe_timeout_s=2.0)
+    async with world.serving() as first, world.serving() as second, Fleet(settings, TOKEN, say=world.say) as fleet:
+        await fleet.add(first.url)
+        await fleet.publish(world, V1)
+        joiner = await fleet.add(second.url)
+        world.failures = [{1: Outcome.FAILED}] * MAX_FRUITLESS
+        await fleet._catch_up()
+        assert (joiner.state, [replica.url for replica in fleet.ready()]) == (State.LOST, [first.url])
+        assert "reached nobody in 3 attempts" in joiner.reason
