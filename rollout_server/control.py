@@ -4,6 +4,7 @@
     PUT    /v1/replicas/count       {"count": 3}: so many replicas of the run's own
     POST   /v1/replicas             {"url": "http://..."}: a running replica joins
     DELETE /v1/replicas?url=...     it leaves, when it has written what it has
+    GET    /v1/checksums            checksums of the weights that each ready replica holds
     GET    /health                  open; all other routes ask for the token
 
 The driver serves it; `python -m rollout_server.scale` speaks to it.
@@ -47,6 +48,7 @@ class ControlApi:
         self.app = web.Application(middlewares=[self._guard])
         self.app.router.add_get("/health", self._health)
         self.app.router.add_get("/v1/replicas", self._show)
+        self.app.router.add_get("/v1/checksums", self._checksums)
         self.app.router.add_put("/v1/replicas/count", self._resize)
         self.app.router.add_post("/v1/replicas", self._add)
         self.app.router.add_delete("/v1/replicas", self._remove)
@@ -73,6 +75,9 @@ class ControlApi:
 
     async def _show(self, _request: web.Request) -> web.Response:
         return web.json_response(self.state())
+
+    async def _checksums(self, _request: web.Request) -> web.Response:
+        return web.json_response({"checksums": await self._fleet.checksums()})
 
     async def _resize(self, request: web.Request) -> web.Response:
         count = (await _body(request)).get("count")

@@ -165,10 +165,12 @@ class Fleet:
         return [await self._routes.version(replica, timeout_s) for replica in self.ready()]
 
     async def checksums(self) -> dict[str, dict[str, str]]:
-        """vLLM's checksums of the tensors that each ready replica holds, by URL and name of the tensor."""
-        return {
-            replica.url: await self._routes.checksums(replica, CHECKSUM_TIMEOUT_S) for replica in list(self.ready())
-        }
+        """vLLM's checksums of the tensors that each ready replica holds, by URL and name of the tensor. No push comes
+        in between."""
+        async with self._lock:
+            replicas = list(self.ready())
+            found = await asyncio.gather(*(self._routes.checksums(replica, CHECKSUM_TIMEOUT_S) for replica in replicas))
+        return {replica.url: sums for replica, sums in zip(replicas, found, strict=True)}
 
     # --- while it runs
 

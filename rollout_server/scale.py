@@ -4,7 +4,7 @@ COMMAND is one of
 
     N           so many replicas of the run's own        add URL       a running replica joins
     +N, -N      so many more, or fewer                   remove URL    a joined one leaves
-    status      only look
+    status      only look                            checksums  whether all hold the same weights, to the bit
 
 A new replica takes the live weights before its first prompt; one that goes finishes what it writes, or hands it over.
 The run's address is read from `output_dir`, or given as `--fleet_url`.
@@ -29,6 +29,8 @@ from wire.token import auth_headers, read_token
 
 ADDRESS_FILE = "fleet_url"  # in a run's output_dir, while it runs
 CALL_TIMEOUT_S = 30.0
+CHECKSUMS = "checksums"
+CHECKSUMS_TIMEOUT_S = 600.0  # a push may be under way before them
 
 
 @dataclass
@@ -59,22 +61,24 @@ class FleetClient:
     def __init__(self, url: str, token: str, session: aiohttp.ClientSession) -> None:
         self._url, self._headers, self._session = url, auth_headers(token), session
 
-    async def call(self, method: str, route: str, **request: Any) -> dict[str, Any]:
+    async def call(
+        self, method: str, route: str, *, timeout_s: float = CALL_TIMEOUT_S, **request: Any
+    ) -> dict[str, Any]:
         """The answer.
 
         Raises:
             ConfigError: the API refused what was asked.
-            ServiceError: it did not answer within 30 s, or failed.
+            ServiceError: it did not answer within `timeout_s`, or failed.
             Unauthorized: it refused the token.
         """
-        where, deadline = f"{self._url}{route}", aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
+        where, deadline = f"{self._url}{route}", aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.request(
                 method, where, headers=self._headers, timeout=deadline, **request
             ) as reply:
                 body: dict[str, Any] = await reply.json()
         except TimeoutError as error:
-            raise ServiceError(f"{where} did not answer within {CALL_TIMEOUT_S:.0f} s") from error
+            raise ServiceError(f"{where} did not answer within {timeout_s:.0f} s") from error
         except aiohttp.ClientError as error:
             raise ServiceError(f"{where}: {error or type(error).__name__}; does the run still go on?") from error
         if reply.status == 401:
@@ -92,6 +96,8 @@ async def carry_out(client: FleetClient, command: Sequence[str]) -> dict[str, An
         ServiceError: as `FleetClient.call` does.
     """
     verb = command[0]
+    if verb == CHECKSUMS:
+        return await client.call("GET", "/v1/checksums", timeout_s=CHECKSUMS_TIMEOUT_S)
     if verb == "status":
         return await client.call("GET", "/v1/replicas")
     if verb == "add":
@@ -102,8 +108,20 @@ async def carry_out(client: FleetClient, command: Sequence[str]) -> dict[str, An
     return await client.call("PUT", "/v1/replicas/count", json={"count": wanted_count(verb, now)})
 
 
+def compared(checksums: dict[str, dict[str, str]]) -> list[str]:
+    """What the replicas' checksums say, for people: by replica, in how many tensors it differs from the first."""
+    first = next(iter(checksums.values()), {})
+    rows = []
+    for url, sums in checksums.items():
+        differing = sorted(name for name in first.keys() | sums.keys() if first.get(name) != sums.get(name))
+        rows.append(f"{url:<32} {'the same' if not differing else 'differs in ' + ', '.join(differing)}")
+    return [*rows, f"{len(checksums)} replicas, {len(first)} tensors"]
+
+
 def lines(state: dict[str, Any]) -> list[str]:
     """The fleet as a table for people."""
+    if "checksums" in state:
+        return compared(state["checksums"])
     rows = []
     for replica in state["replicas"]:
         origin = "started" if replica["started"] else "joined"
@@ -122,7 +140,7 @@ async def _run(settings: ScaleSettings, command: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, send, show."""
-    command, flags = take_command(sys.argv[1:] if argv is None else argv)
+    command, flags = take_command(sys.argv[1:] if argv is None else argv, CHECKSUMS)
     settings, _ = parse_settings(ScaleSettings, flags, strict_file=False)
     asyncio.run(_run(settings, command))
 

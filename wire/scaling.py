@@ -15,8 +15,8 @@ from wire.errors import ConfigError
 USAGE = "give a number of servers (3, +1, -1), status, add URL or remove URL"
 
 
-def take_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the command's words, the flags that follow).
+def take_command(argv: Sequence[str], *others: str) -> tuple[list[str], list[str]]:
+    """(the command's words, the flags that follow). `others` are words of one pool's own.
 
     Raises:
         ConfigError: there is no command, or it is none.
@@ -26,6 +26,8 @@ def take_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         raise ConfigError(USAGE)
     num = 2 if words[0] in ("add", "remove") else 1
     command = words[:num]
+    if command[0] in others:
+        return command, words[num:]
     if len(command) < num or not re.fullmatch(r"[+-]?\d+|status|(add|remove) https?://\S+", " ".join(command)):
         raise ConfigError(f"{' '.join(command)!r} is no command; {USAGE}")
     return command, words[num:]

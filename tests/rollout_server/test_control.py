@@ -12,10 +12,20 @@ import pytest
 from rollout_server.config import RolloutSettings
 from rollout_server.control import ControlApi, served
 from rollout_server.fleet import Fleet
-from rollout_server.scale import ADDRESS_FILE, FleetClient, ScaleSettings, carry_out, lines, main
+from rollout_server.scale import (
+    ADDRESS_FILE,
+    CHECKSUMS,
+    FleetClient,
+    ScaleSettings,
+    carry_out,
+    compared,
+    lines,
+    main,
+)
 from tests.rollout_server.world import TOKEN, World
 from wire.errors import ConfigError, ServiceError, Unauthorized
 from wire.generation import PolicyVersion
+from wire.scaling import take_command
 
 
 class Started:
@@ -86,6 +96,14 @@ async def test_what_cannot_be_done_is_refused_with_the_value_and_the_remedy(grou
             await ground.client.call("PUT", "/v1/replicas/count", json=body)
     with pytest.raises(ConfigError, match=r"url None must start with http"):
         await ground.client.call("POST", "/v1/replicas", json={"address": "x"})
+
+
+async def test_checksums_say_whether_all_replicas_hold_the_same(ground) -> None:
+    command, _ = take_command(["checksums", "--config", "f"], CHECKSUMS)
+    table = lines(await carry_out(ground.client, command))
+    assert table == [f"{ground.world.servers[0].url:<32} the same", "1 replicas, 1 tensors"]
+    differing = compared({"http://a": {"w": "1", "v": "2"}, "http://b": {"w": "1", "v": "3", "u": "4"}})
+    assert differing[1].endswith("differs in u, v")
 
 
 async def test_every_route_but_health_asks_for_the_token(ground) -> None:
