@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     add("--share", type=float, default=1 / 3, help="Share of the fleet that a wave takes; 0: none.")
     add("--every_s", type=float, default=360.0, help="Mean seconds between waves.")
     add("--away_s", type=float, default=120.0, help="Mean seconds away, its start included.")
+    add("--queue_at_replicas", action="store_true", help="Send all prompts at once: who is full queues them itself.")
     add("--seed", type=int, default=1, help="Of the trace.")
     return parser.parse_args()
 

@@ -104,8 +104,8 @@ class Recorder:
 class WatchedClient(RolloutClient):
     """Notes each replica's first completion after it was given back, and when a lost one's prompts are with others."""
 
-    def __init__(self, recorder: Recorder, fleet: Fleet, sampling: Sampling, settings: RunSettings) -> None:
-        super().__init__(fleet, TOKEN, sampling, settings.rollout_timeout_s, room=settings.rollout_max_num_seqs)
+    def __init__(self, recorder: Recorder, fleet: Fleet, sampling: Sampling, settings: RunSettings, room: int) -> None:
+        super().__init__(fleet, TOKEN, sampling, settings.rollout_timeout_s, room=room)
         self._recorder = recorder
         self._lost: dict[int, float] = {}  # when a prompt's replica failed it, by the prompt's seed
 
@@ -172,10 +172,11 @@ async def run_for(
     )
     await learner.setup("127.0.0.1")
     sampling = Sampling(settings.response_length, settings.temperature, (STOP_TOKEN,))
+    room = 0 if flags.queue_at_replicas else settings.rollout_max_num_seqs
     preemption, live = Preemption(standins, recorder), PolicyVersion(0, 0)
     async with (
         Fleet(settings, TOKEN) as fleet,
-        WatchedClient(recorder, fleet, sampling, settings) as rollouts,
+        WatchedClient(recorder, fleet, sampling, settings, room) as rollouts,
     ):
         recorder.fleet = fleet
 
