@@ -115,16 +115,20 @@ class WatchedClient(RolloutClient):
         lost = self._lost.pop(seed, None)
         if lost is not None:
             self._recorder.reroutes.append(time.monotonic() - lost)
-        for future in futures:
-            if not future.done():
-                future.add_done_callback(self._note)
+        missing = [future for future in futures if not future.done()]
+        for future in missing:
+            future.add_done_callback(self._note)
         problem = await super()._try(replica, futures, token_ids, seed, salt)
+        for future in missing:
+            future.remove_done_callback(self._note)  # one that is done has called it, or is about to
         if problem is not None:
             self._lost[seed] = time.monotonic()
         return problem
 
     def _note(self, done: asyncio.Future[Completion]) -> None:
         if not done.cancelled() and done.exception() is None:
+            self._recorder.totals["written"] += 1
+            self._recorder.totals["written_tokens"] += len(done.result().token_ids)
             given = self._recorder.given.pop(done.result().replica, None)
             if given is not None:
                 self._recorder.recoveries.append(time.monotonic() - given)
