@@ -6,10 +6,13 @@ Stand-ins are the replicas (real HTTP, `benchmarks/standin_replica.py`), the jud
 their time and compute nothing. All times are those of a real run divided by `--scale`; the clock is real.
 
     goodput           completions trained on, over what the replicas that were there could have written: their slots,
-                      times the seconds they were there, over the mean seconds that a trained completion takes on an
-                      engine that never stands still. One is there from its answering again to its being cut off; so
-                      noticing it, its catching up, pauses for pushes, what was lost half written and slots without
-                      work all count as losses. From one step's end to another's, the first few left out.
+                      times the seconds they were there, over the mean seconds that a completion takes on an engine
+                      that never stands still. One is there from its answering again to its being cut off; so noticing
+                      it, its catching up, pauses for pushes, what was lost half written and slots without work all
+                      count as losses. A completion counts when it is written: each that is written whole is trained
+                      on, none is dropped, and the thousands in the pipeline at either end of a short window would
+                      else decide the figure (`trained` in the details counts them by step). The window is from one
+                      step's end to another's, the first few left out.
     recovery_p95_s    95th percentile, in seconds of a real run, of the time from a replica's being given back (it
                       answers) until the driver holds the first completion that it wrote, with the live version alone.
                       A completion's own time is part of it.
@@ -49,6 +52,7 @@ def arguments() -> argparse.Namespace:
     add("--share", type=float, default=1 / 3, help="Share of the fleet that a wave takes; 0: none.")
     add("--every_s", type=float, default=360.0, help="Mean seconds between waves.")
     add("--away_s", type=float, default=120.0, help="Mean seconds away, its start included.")
+    add("--queue_at_replicas", action="store_true", help="Send all prompts at once: who is full queues them itself.")
     add("--seed", type=int, default=1, help="Of the trace.")
     return parser.parse_args()
 
@@ -80,12 +84,15 @@ async def measure(flags: argparse.Namespace) -> dict[str, float]:
     cores = (time.process_time() - cpu) / (time.monotonic() - began)
     start, end, grew = recorder.at_start["time"], recorder.at_end["time"], recorder.in_window
     there_s = present_seconds(flags.replicas, preemption.away, start, end)
-    completion_s = token_s * grew("tokens") / grew("completions")
-    goodput = grew("completions") * completion_s / (there_s * flags.slots)
+    completion_s = token_s * grew("written_tokens") / grew("written")
+    could = there_s * flags.slots / completion_s
+    goodput = grew("written") / could
     show(
         window_s=(end - start) * scale,
         steps=recorder.num_steps - WARM_STEPS,
-        completions=grew("completions"),
+        written=grew("written"),
+        trained=grew("completions"),
+        could=could,
         completion_s=completion_s * scale,
         there=there_s / (end - start) / flags.replicas,
         losses=grew("losses"),

@@ -104,8 +104,8 @@ class Recorder:
 class WatchedClient(RolloutClient):
     """Notes each replica's first completion after it was given back, and when a lost one's prompts are with others."""
 
-    def __init__(self, recorder: Recorder, fleet: Fleet, sampling: Sampling, settings: RunSettings) -> None:
-        super().__init__(fleet, TOKEN, sampling, settings.rollout_timeout_s, room=settings.rollout_max_num_seqs)
+    def __init__(self, recorder: Recorder, fleet: Fleet, sampling: Sampling, settings: RunSettings, room: int) -> None:
+        super().__init__(fleet, TOKEN, sampling, settings.rollout_timeout_s, room=room)
         self._recorder = recorder
         self._lost: dict[int, float] = {}  # when a prompt's replica failed it, by the prompt's seed
 
@@ -115,16 +115,20 @@ class WatchedClient(RolloutClient):
         lost = self._lost.pop(seed, None)
         if lost is not None:
             self._recorder.reroutes.append(time.monotonic() - lost)
-        for future in futures:
-            if not future.done():
-                future.add_done_callback(self._note)
+        missing = [future for future in futures if not future.done()]
+        for future in missing:
+            future.add_done_callback(self._note)
         problem = await super()._try(replica, futures, token_ids, seed, salt)
+        for future in missing:
+            future.remove_done_callback(self._note)  # one that is done has called it, or is about to
         if problem is not None:
             self._lost[seed] = time.monotonic()
         return problem
 
     def _note(self, done: asyncio.Future[Completion]) -> None:
         if not done.cancelled() and done.exception() is None:
+            self._recorder.totals["written"] += 1
+            self._recorder.totals["written_tokens"] += len(done.result().token_ids)
             given = self._recorder.given.pop(done.result().replica, None)
             if given is not None:
                 self._recorder.recoveries.append(time.monotonic() - given)
@@ -172,10 +176,11 @@ async def run_for(
     )
     await learner.setup("127.0.0.1")
     sampling = Sampling(settings.response_length, settings.temperature, (STOP_TOKEN,))
+    room = 0 if flags.queue_at_replicas else settings.rollout_max_num_seqs
     preemption, live = Preemption(standins, recorder), PolicyVersion(0, 0)
     async with (
         Fleet(settings, TOKEN) as fleet,
-        WatchedClient(recorder, fleet, sampling, settings) as rollouts,
+        WatchedClient(recorder, fleet, sampling, settings, room) as rollouts,
     ):
         recorder.fleet = fleet
 

@@ -96,7 +96,11 @@ class Replica:
     def __init__(self, flags: argparse.Namespace) -> None:
         self._flags, self._version = flags, "default"
         self._clock = Clock(asyncio.get_running_loop().time)
-        self._slots = asyncio.Semaphore(flags.slots)
+        # When each free slot became free, by the clock. A completion that waited begins then: on a busy machine this
+        # process's timers are late, and an engine has none.
+        self._slots: asyncio.Queue[float] = asyncio.Queue()
+        for _ in range(flags.slots):
+            self._slots.put_nowait(0.0)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -139,8 +143,9 @@ class Replica:
         length = length_of(order.seed + index, flags.mean_tokens, flags.spread, order.max_tokens)
         stop = order.stop_token_ids[0] if length < order.max_tokens and order.stop_token_ids else None
         spans: list[dict[str, Any]] = []
-        async with self._slots:
-            mark, written = self._clock.read(), 0
+        arrived = self._clock.read()
+        mark, written = max(await self._slots.get(), arrived), 0
+        try:
             while written < length:
                 size = min(order.stream_interval, length - written)
                 if not spans or spans[-1]["version"] != self._version:
@@ -151,6 +156,8 @@ class Replica:
                 spans[-1]["end"] = written
                 finish = None if written < length else "length" if stop is None else "stop"
                 await _send(send, _event(index, size, stop if finish else None, finish, spans), more=True)
+        finally:
+            self._slots.put_nowait(min(mark, self._clock.read()))
 
 
 def _event(index: int, size: int, stop: int | None, finish: str | None, spans: list[dict[str, Any]]) -> bytes:
