@@ -224,13 +224,16 @@ async def test_the_cache_counters_of_a_silent_genrm_stay_as_they_were(monkeypatc
 # --- an operator to the fleet and to the reward service
 
 
-@pytest.mark.parametrize("command", [["status"], ["add", "http://a"], ["remove", "http://a"], ["3"], ["+1"]])
+@pytest.mark.parametrize(
+    "command", [["status"], ["checksums"], ["add", "http://a"], ["remove", "http://a"], ["3"], ["+1"]]
+)
 async def test_a_command_to_the_fleet_ends_by_its_deadline_and_names_the_route(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout_server.scale, "CALL_TIMEOUT_S", DEADLINE_S)
+    monkeypatch.setitem(FleetClient.call.__kwdefaults__, "timeout_s", DEADLINE_S)
+    monkeypatch.setattr(rollout_server.scale, "CHECKSUMS_TIMEOUT_S", DEADLINE_S)
     async with silent_server() as url, aiohttp.ClientSession() as session:
-        with pytest.raises(ServiceError, match=f"{url}/v1/replicas"):
+        with pytest.raises(ServiceError, match=f"{url}/v1/"):
             await in_time(rollout_scale.carry_out(FleetClient(url, TOKEN, session), command))
 
 
