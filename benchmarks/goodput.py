@@ -111,7 +111,8 @@ async def measure(flags: argparse.Namespace) -> dict[str, float]:
         reroute_p50_s=percentile(recorder.reroutes, 0.5) * scale,
         reroute_p95_s=percentile(recorder.reroutes, 0.95) * scale,
     )
-    return {"goodput": goodput, "recovery_p95_s": percentile(recorder.recoveries, 0.95) * scale}
+    recovery_s = percentile(recorder.recoveries, 0.95) * scale if recorder.recoveries else None  # JSON knows no NaN
+    return {"goodput": goodput, "recovery_p95_s": recovery_s}
 
 
 def show(**figures: float) -> None:

@@ -56,6 +56,7 @@ class Fleet:
         self.version: PolicyVersion | None = None  # the live one: every ready replica holds it
         self._short_since: float | None = None
         self._suspects: set[Replica] = set()
+        self._returning: dict[str, asyncio.Task[None]] = {}  # joined replicas that are asked whether they are back
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -96,7 +97,7 @@ class Fleet:
         if replica is not None:
             await self.membership.leave(replica, self._settings.drain_timeout_s)
 
-    # --- as the client of completions sees it (rollout_server.client.Members)
+    # --- as the client of completions sees it (rollout_server.places.Members)
 
     def ready(self) -> Sequence[Replica]:
         """The replicas that hold the live version and write."""
@@ -180,10 +181,19 @@ class Fleet:
         Raises:
             ServiceError: fewer than min_replicas have been ready for replica_wait_s; or as `publish` does.
         """
+        try:
+            await self._tend()
+        finally:
+            returning = list(self._returning.values())
+            for task in returning:
+                task.cancel()
+            await asyncio.gather(*returning, return_exceptions=True)
+
+    async def _tend(self) -> None:
         while True:
             self._suspects.clear()
             await self._probe_all()
-            await self._look_for_the_lost()
+            self._look_for_the_lost()
             await self._catch_up()
             self._check_size()
             end = time.monotonic() + self._settings.probe_interval_s
@@ -206,19 +216,21 @@ class Fleet:
             if problem is not None and replica.since == since and not takes_weights:  # else a push came in between
                 self.membership.lose(replica, str(problem))
 
-    async def _look_for_the_lost(self) -> None:
-        """Joined replicas that were lost, or started again, come back as new ones; so do those that thawed."""
-        away = [
-            url
-            for url in sorted(self._urls)
-            if (known := self.membership.find(url)) is None or known.state is State.LOST
-        ]
-        if away:
-            await asyncio.gather(*(self._try_to_add(url) for url in away))
+    def _look_for_the_lost(self) -> None:
+        """Joined replicas that were lost, or started again, come back as new ones; so do those that thawed. Each is
+        asked beside the rest: one that is still frozen holds up nobody."""
+        for url in self._urls:
+            known = self.membership.find(url)
+            if (known is None or known.state is State.LOST) and url not in self._returning:
+                self._returning[url] = asyncio.create_task(self._try_to_add(url))
 
     async def _try_to_add(self, url: str) -> None:
-        with suppress(CallFailed):
+        try:
             await self.add(url)
+        except CallFailed:
+            await asyncio.sleep(self._settings.probe_interval_s)
+        finally:
+            del self._returning[url]
 
     def _check_size(self) -> None:
         if self.version is None or len(self.ready()) >= self._settings.min_replicas or self._lock.locked():

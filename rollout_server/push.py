@@ -100,6 +100,8 @@ class Push:
                 self._membership.counts["retries"] += 1
                 self._group = None
                 fruitless = 0 if await self._bury(members, report) else fruitless + 1
+                if fruitless == MAX_FRUITLESS and self._part_with_the_first(members, report):
+                    fruitless = 0
                 if fruitless == MAX_FRUITLESS:
                     problems = "; ".join([*report.problems.values(), report.error])
                     raise Fruitless(f"version {version.label} reached nobody in {fruitless} attempts: {problems}")
@@ -160,6 +162,14 @@ class Push:
         replica.paused_s += replica.last_pause_s
         if version is not None:
             self._membership.admit(replica, version)
+
+    def _part_with_the_first(self, replicas: Sequence[Replica], report: TransferReport) -> bool:
+        """Part with the member that failed first, where there are others: it lives, and takes no weights."""
+        culprit = next((replica for replica in replicas if replica.url == report.first), None)
+        if culprit is None or len(replicas) == 1:
+            return False
+        self._membership.lose(culprit, f"it takes no weights: {report.problems.get(culprit.url, '')}")
+        return True
 
     async def _bury(self, replicas: Sequence[Replica], report: TransferReport) -> int:
         """Part with the members that the attempt showed to be gone; returns how many.

@@ -47,6 +47,7 @@ class FleetSyncClient:
         self._calls: dict[str, Call] = {}
         self._all_over = threading.Event()
         self._all_over.set()
+        self._first: list[str] = []
 
     @property
     def world_size(self) -> int:
@@ -57,6 +58,11 @@ class FleetSyncClient:
     def outcomes(self) -> dict[str, Outcome]:
         """How each member came out, so far: SILENT where it has not answered, FAILED where it was not asked."""
         return {m.url: self._calls[m.url].outcome if m.url in self._calls else Outcome.FAILED for m in self.members}
+
+    @property
+    def first(self) -> str:
+        """URL of the member that failed before the others; what they then say may only follow from it."""
+        return self._first[0] if self._first else ""
 
     @property
     def problems(self) -> dict[str, str]:
@@ -105,8 +111,8 @@ class FleetSyncClient:
             for member, member_steps in zip(self.members, steps, strict=True)
         }
         self._all_over = threading.Event()
-        calls, on_failure, all_over = list(self._calls.values()), self.on_failure, self._all_over
-        in_background(lambda: asyncio.run(_make_all(calls, headers, on_failure, all_over)))
+        calls, on_failure, all_over, first = list(self._calls.values()), self.on_failure, self._all_over, self._first
+        in_background(lambda: asyncio.run(_make_all(calls, headers, on_failure, all_over, first)))
         self.settle()
         if problems := self.problems:
             raise ServiceError("; ".join(problems.values()))
@@ -117,16 +123,18 @@ def _step(route: str, body: dict[str, Any]) -> Step:
 
 
 async def _make_all(
-    calls: Sequence[Call], headers: dict[str, str], on_failure: Callable[[], None], all_over: threading.Event
+    calls: Sequence[Call],
+    headers: dict[str, str],
+    on_failure: Callable[[], None],
+    all_over: threading.Event,
+    first: list[str],
 ) -> None:
-    """All members' calls at once; the first failure is told as soon as it is known."""
-    is_told = False
+    """All members' calls at once; the first failure is told as soon as it is known, and its URL put into `first`."""
 
     async def make(session: aiohttp.ClientSession, call: Call) -> None:
-        nonlocal is_told
         await call.make(session)
-        if call.outcome is not Outcome.DONE and not is_told:
-            is_told = True
+        if call.outcome is not Outcome.DONE and not first:
+            first.append(call.url)
             await asyncio.wrap_future(in_background(on_failure))  # it may block, and the others go on
 
     try:
@@ -144,6 +152,7 @@ class Call:
 
     def __init__(self, member: Member, steps: Sequence[Step], deadline: Deadline) -> None:
         self._member, self._steps, self._deadline = member, steps, deadline
+        self.url = member.url
         self.outcome = Outcome.SILENT
         self.problem = f"{member.url}/{steps[0][0]}: no answer within the deadline"
 
@@ -168,7 +177,9 @@ class Call:
                     return Outcome.DONE, ""
                 text = (await reply.text())[:300]
         except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            return outcome_of(error), f"failed: {type(error).__name__}: {error}"
+            outcome = outcome_of(error)
+            silence = "gave no answer within the deadline"
+            return outcome, silence if outcome is Outcome.SILENT else f"failed: {type(error).__name__}: {error}"
         # Another process answers at its address: the member itself has ended.
         is_same = reply.headers.get(BOOT_HEADER, member.boot_id) == member.boot_id
         return Outcome.FAILED if is_same else Outcome.GONE, f"answered HTTP {reply.status}: {text}"

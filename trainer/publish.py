@@ -200,7 +200,7 @@ class WeightSender:
         except (ServiceError, OSError) as problem:
             error = str(problem)
         client.settle()
-        return TransferReport(client.outcomes, client.problems, error)
+        return TransferReport(client.outcomes, client.problems, error, first=client.first)
 
     def send(self, version: str, push_id: str, timeout_s: float) -> TransferReport:
         """Push the source's weights to all members, labelled `version`. Returns within `timeout_s`, and the time that
@@ -225,7 +225,7 @@ class WeightSender:
         finally:
             self._source.finish_pass()
         if error:
-            return TransferReport(client.outcomes, client.problems, error)
+            return TransferReport(client.outcomes, client.problems, error, first=client.first)
         return TransferReport(
             client.outcomes,
             client.problems,

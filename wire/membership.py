@@ -43,8 +43,9 @@ class TransferReport(msgspec.Struct, frozen=True):
     """How a call went at every member (learner -> driver).
 
     `outcomes` and `problems` are by URL; a member that is DONE has no problem. `error` is what went wrong at the
-    learner itself. Times in seconds: `seconds` from the first byte to the last, `load_seconds` the longest that a
-    member then took to load what had arrived. Example of a push that one of two replicas did not live through:
+    learner itself, `first` the member that failed before the others: what they say may only follow from it. Times in
+    seconds: `seconds` from the first byte to the last, `load_seconds` the longest that a member then took to load what
+    had arrived. Example of a push that one of two replicas did not live through:
     `TransferReport({"http://a": Outcome.FAILED, "http://b": Outcome.GONE}, {...}, "connection reset", 0.4, 0.0, 0)`.
     """
 
@@ -54,6 +55,7 @@ class TransferReport(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     load_seconds: float = 0.0
     num_bytes: int = 0
+    first: str = ""
 
     @property
     def is_whole(self) -> bool:

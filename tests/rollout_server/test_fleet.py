@@ -177,6 +177,16 @@ async def test_what_fails_again_and_again_with_nobody_to_blame_ends_the_push_wit
         assert fleet.ready() == []  # nobody is known to hold anything
 
 
+async def test_one_that_lives_and_takes_no_weights_is_parted_with_and_the_others_take_them(world) -> None:
+    async with fleet_of(world) as fleet:
+        await fleet.publish(world, V0)
+        world.failures = [{0: Outcome.FAILED, 1: Outcome.FAILED}] * 3
+        world.first = 1
+        await fleet.publish(world, V1)
+        assert indices(world, fleet) == [0] and world.sent_to[-1] == [0]
+        assert "takes no weights" in fleet.membership.find(world.servers[1].url).reason
+
+
 async def test_an_error_of_the_learners_own_is_raised_and_the_replicas_resume(world) -> None:
     async with fleet_of(world) as fleet:
         await fleet.publish(world, V0)
@@ -363,7 +373,7 @@ async def test_with_too_few_replicas_the_run_waits_says_so_and_ends_after_its_li
 
 
 async def test_when_the_last_replica_comes_back_in_time_the_run_goes_on(world) -> None:
-    async with fleet_of(world, world.servers[0], replica_wait_s=5.0, probe_timeout_s=0.1) as fleet:
+    async with fleet_of(world, world.servers[0], replica_wait_s=8.0, probe_timeout_s=2.0) as fleet:
         await fleet.publish(world, V0)
         async with tended(fleet) as tending:
             world.servers[0].statuses |= {"is_paused": 500, "get_world_size": 500}

@@ -69,6 +69,7 @@ class World:
         self.version: PolicyVersion | None = None
         self.failures: list[dict[int, Outcome] | Exception] = []
         self.open_failures: list[dict[int, Outcome]] = []
+        self.first: int | None = None  # who fails before the others
         self.group: Sequence[Member] = ()
         self.sent_to: list[list[int]] = []
         self.gate = asyncio.Event()  # a send waits for it
@@ -101,7 +102,8 @@ class World:
     def report(self, failure: dict[int, Outcome]) -> TransferReport:
         outcomes = {m.url: failure.get(self.index_of(m.url), Outcome.DONE) for m in self.group}
         problems = {url: f"{url}: {outcome}" for url, outcome in outcomes.items() if outcome is not Outcome.DONE}
-        return TransferReport(outcomes, problems, "it broke off" if failure else "", 0.5, 0.25, 1000)
+        first = self.servers[self.first].url if self.first is not None and failure else ""
+        return TransferReport(outcomes, problems, "it broke off" if failure else "", 0.5, 0.25, 1000, first)
 
     def happened(self) -> list[str]:
         """Events since the last call; the order of the servers within a stage is nobody's business."""
