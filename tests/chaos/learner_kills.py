@@ -134,7 +134,7 @@ def learner_process(life: Program) -> int | None:
         children = psutil.Process(life.process.pid).children()
         run_ids = [child.cmdline()[-1] for child in children if "trainer.supervisor" in child.cmdline()]
         for pid in (pid for run_id in run_ids for pid in processes_of(run_id)):
-            if psutil.Process(pid).cmdline()[0].startswith("ray::LearnerRank"):
+            if psutil.Process(pid).cmdline()[0].startswith("ray::PlacedRank"):
                 return pid
     except (psutil.Error, IndexError):  # one that was just ending
         pass
