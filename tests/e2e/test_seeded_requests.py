@@ -14,6 +14,7 @@ from rollout_server.client import RolloutClient, Sampling
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_command
 from tests.e2e.conftest import START_S, TOY
+from tests.rollout_server.roster import Roster
 from wire.engine import vllm_environment
 from wire.generation import Completion
 from wire.process import ServerProcess, free_port
@@ -71,7 +72,7 @@ async def write_all(url: str, token: str, at_once: int) -> list[Completion]:
         async with places, client.generate(prompt, 2, seed=10**12 + 1000 * index, salt=lambda: "x") as futures:
             return list(await asyncio.gather(*futures))
 
-    async with RolloutClient(lambda: [url], token, Sampling(NUM_TOKENS, 1.0, ()), timeout_s=240) as client:
+    async with RolloutClient(Roster(url), token, Sampling(NUM_TOKENS, 1.0, ()), timeout_s=240) as client:
         rows = await asyncio.gather(*(write(client, index) for index in range(NUM_PROMPTS)))
     return [completion for row in rows for completion in row]
 

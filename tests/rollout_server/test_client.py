@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from rollout_server.client import RolloutClient, Sampling
-from rollout_server.membership import Membership, Replica, State
+from tests.rollout_server.roster import Roster
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Completion, VersionSpan
 
@@ -98,37 +98,6 @@ async def replicas() -> AsyncIterator[list[FakeReplica]]:
     yield fakes
     for fake in fakes:
         await fake.server.close()
-
-
-class Roster:
-    """A fleet of replicas that are ready, without a fleet's probes and pushes."""
-
-    def __init__(self, *urls: str) -> None:
-        self.membership = Membership()
-        self.suspects: list[str] = []
-        for url in urls:
-            self.add(url)
-
-    def add(self, url: str, boot_id: str = "b007") -> Replica:
-        replica = Replica(url, 1, boot_id, state=State.READY)
-        self.membership.enter(replica)
-        return replica
-
-    def ready(self) -> Sequence[Replica]:
-        return self.membership.of(State.READY)
-
-    async def changed(self, timeout_s: float) -> None:
-        await self.membership.changed(timeout_s)
-
-    def suspect(self, replica: Replica) -> None:
-        self.suspects.append(replica.url)
-
-    def count(self, name: str, number: int = 1) -> None:
-        self.membership.counts[name] += number
-
-    @property
-    def in_flight(self) -> dict[str, int]:
-        return {replica.url: replica.in_flight for replica in self.membership.replicas if replica.in_flight}
 
 
 class Client(RolloutClient):
@@ -379,6 +348,7 @@ async def test_what_a_lost_replica_had_not_finished_is_written_by_another_with_t
 
 async def test_a_request_names_the_boot_it_is_meant_for(replicas) -> None:
     async with client(replicas[0]) as rollouts:
+        rollouts.roster.membership.replicas[0].boot_id = "b007"
         await ask(rollouts)
     assert replicas[0].headers[0]["x-boot-id"] == "b007"
 
