@@ -62,14 +62,15 @@ class StandIn:
         if scope["path"] == "/v1/chat/completions":
             loop = asyncio.get_running_loop()
             arrived = loop.time()
-            order = msgspec.json.decode(await _body(receive), type=_Order)
+            order = msgspec.json.decode(await read_body(receive), type=_Order)
             await asyncio.sleep(arrived + verdict_seconds(order.seed, self._speedup) - loop.time())
             await _answer(send, REPLY, b"application/json")
         else:
             await _answer(send, METRICS if scope["path"] == "/metrics" else b"", b"text/plain")
 
 
-async def _body(receive: Any) -> bytes:
+async def read_body(receive: Any) -> bytes:
+    """A request's body, whole."""
     parts = []
     while True:
         message = await receive()

@@ -30,6 +30,7 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from benchmarks.standin_genrm import read_body
 from rollout_server.gate import WeightGateMiddleware
 
 ADDRESS = "127.0.0.1"
@@ -105,7 +106,7 @@ class Replica:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answer one request."""
         path = scope["path"].lstrip("/")
-        body = await _body(receive)
+        body = await read_body(receive)
         if path == "inference/v1/generate":
             await self._generate(msgspec.json.decode(body, type=_Order).sampling_params, receive, send)
         else:
@@ -177,15 +178,6 @@ async def _cancel_at_hang_up(receive: Any, writers: list[asyncio.Task[None]]) ->
     await receive()  # the body is read: what comes now is the end of the connection
     for writer in writers:
         writer.cancel()
-
-
-async def _body(receive: Any) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
 
 
 async def _start(send: Any, status: int, kind: bytes) -> None:

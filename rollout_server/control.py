@@ -13,7 +13,6 @@ The driver serves it; `python -m rollout_server.scale` speaks to it.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,7 +26,7 @@ from rollout_server.rendezvous import bound_socket
 from rollout_server.started import StartedReplicas
 from wire.errors import ConfigError, ServiceError
 from wire.process import url_of
-from wire.token import OPEN_PATHS, auth_headers
+from wire.token import OPEN_PATHS, carries_token
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,7 +43,7 @@ class ControlApi:
     def __init__(self, fleet: Fleet, started: StartedReplicas, token: str) -> None:
         self._fleet, self._started = fleet, started
         self._leaving: set[asyncio.Task[None]] = set()
-        self._expected = auth_headers(token)["Authorization"].encode()
+        self._token = token
         self.app = web.Application(middlewares=[self._guard])
         self.app.router.add_get("/health", self._health)
         self.app.router.add_get("/v1/replicas", self._show)
@@ -56,7 +55,7 @@ class ControlApi:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode()
-        if request.path not in OPEN_PATHS and not hmac.compare_digest(given, self._expected):
+        if request.path not in OPEN_PATHS and not carries_token(given, self._token):
             return web.json_response({"error": "this route needs the run's access token"}, status=401)
         try:
             return await handler(request)

@@ -19,6 +19,14 @@ from wire.generation import PolicyVersion
 CATCH_UP_PATIENCE = 10  # a joiner may take so many times as long as the last push took
 LEAST_CATCH_UP_S = 20.0
 CHECKSUM_TIMEOUT_S = 300.0
+COUNTED = (
+    "joins",
+    "losses",
+    "leaves",
+    "retries",
+    "rerouted_prompts",
+    "tokens_discarded",
+)  # as metrics, since the start
 
 
 class Fleet:
@@ -112,7 +120,7 @@ class Fleet:
         self._suspects.add(replica)
 
     def count(self, name: str, number: int = 1) -> None:
-        """Count what happened to prompts: rerouted, tokens_discarded."""
+        """Count what happened to prompts: rerouted_prompts, tokens_discarded."""
         self.membership.counts[name] += number
 
     # --- weights
@@ -289,6 +297,3 @@ class Fleet:
             "fleet/pause_seconds_mean": sum(pauses) / len(pauses) if pauses else 0.0,
             **{f"fleet/{name}": float(counts[name]) for name in COUNTED},
         }
-
-
-COUNTED = ("joins", "losses", "leaves", "retries", "rerouted_prompts", "tokens_discarded")

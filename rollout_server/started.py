@@ -12,9 +12,8 @@ from rollout_server.config import RolloutSettings
 from rollout_server.fleet import Fleet
 from rollout_server.membership import State
 from wire.errors import ServiceError
+from wire.keeper import deaths_in_a_row, pause_after
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-HEALTHY_AFTER_S = 120.0  # one that lived this long did not die of its settings
 PLACE_MARGIN_S = 15.0
 CHECK_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 30.0
@@ -184,7 +183,7 @@ class StartedReplicas:
     async def _bury(self, post: Post, reason: str) -> None:
         """End what is left of it, and set the time at which another takes its place."""
         lived_s = time.monotonic() - post.answered if post.url is not None else 0.0
-        post.early_deaths = 1 if lived_s > HEALTHY_AFTER_S else post.early_deaths + 1
+        post.early_deaths = deaths_in_a_row(post.early_deaths, lived_s)
         known = self._fleet.membership.find(post.url or "")
         if known is not None:
             self._fleet.membership.forget(known)
@@ -197,7 +196,7 @@ class StartedReplicas:
                 raise ServiceError(f"{reason} It died {post.early_deaths} times in a row.")
             self._say(f"{reason} replica-{post.index} died {post.early_deaths} times in a row and is given up")
             return
-        pause_s = min(FIRST_PAUSE_S * 2 ** (post.early_deaths - 1), LONGEST_PAUSE_S)
+        pause_s = pause_after(post.early_deaths)
         post.restart_at = time.monotonic() + pause_s
         self._say(f"replica-{post.index} is started again in {pause_s:.0f} s: {reason}")
 

@@ -107,21 +107,24 @@ class SyncClient(Protocol):
 
 def register_worker_engines() -> None:
     """Make our engines known to vLLM's factory in a server's process: `gloo`, and a guarded `nccl` for vLLM's own."""
-    registry = WeightTransferEngineFactory._registry
-    for name, module, engine in (
-        ("gloo", "rollout_server.gloo_worker", "GlooWeightTransferEngine"),
-        ("nccl", "rollout_server.nccl_guard", "GuardedNCCLWeightTransferEngine"),
-    ):
-        registry.pop(name, None)
-        WeightTransferEngineFactory.register_engine(name, module, engine)
+    _register(
+        WeightTransferEngineFactory,
+        gloo=("rollout_server.gloo_worker", "GlooWeightTransferEngine"),
+        nccl=("rollout_server.nccl_guard", "GuardedNCCLWeightTransferEngine"),
+    )
 
 
 def register_trainer_engines() -> None:
     """The same on the learner's side."""
-    registry = WeightTransferTrainerFactory._registry
-    for name, module, engine in (
-        ("gloo", "rollout_server.gloo_sender", "GlooTrainerWeightTransferEngine"),
-        ("nccl", "rollout_server.nccl_guard", "GuardedNCCLTrainerWeightTransferEngine"),
-    ):
-        registry.pop(name, None)
-        WeightTransferTrainerFactory.register_engine(name, module, engine)
+    _register(
+        WeightTransferTrainerFactory,
+        gloo=("rollout_server.gloo_sender", "GlooTrainerWeightTransferEngine"),
+        nccl=("rollout_server.nccl_guard", "GuardedNCCLTrainerWeightTransferEngine"),
+    )
+
+
+def _register(factory: Any, **engines: tuple[str, str]) -> None:
+    """Register module and class of each backend, in the place of what has the name."""
+    for name, (module, engine) in engines.items():
+        factory._registry.pop(name, None)
+        factory.register_engine(name, module, engine)

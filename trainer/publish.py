@@ -155,7 +155,6 @@ def _default_stream() -> Iterator[None]:
 GLOO_BUCKET_BYTES = 2**25  # more is packed while less is on the wire; the wire itself does not gain from more
 
 
-# Of vLLM's other backends none takes whole weights from one sender on hardware of its own.
 @dataclass(frozen=True)
 class TransferSettings:
     """How weights travel. Sizes in bytes; `bind_address` is this host's towards the replicas."""

@@ -13,6 +13,16 @@ HEALTHY_AFTER_S = 120.0  # a server that lived this long did not die of its conf
 MAX_EARLY_DEATHS = 5
 
 
+def deaths_in_a_row(before: int, lived_s: float) -> int:
+    """How many early deaths there were one after the other, after one more: of a server that lived for `lived_s`."""
+    return before + 1 if lived_s < HEALTHY_AFTER_S else 1
+
+
+def pause_after(num_deaths: int) -> float:
+    """Seconds until a server is started again after so many early deaths in a row: they double, up to a minute."""
+    return min(FIRST_PAUSE_S * 2 ** (num_deaths - 1), LONGEST_PAUSE_S)
+
+
 @dataclass
 class Keeper:
     """Keeps one server alive. Times are of the monotonic clock, in seconds.
@@ -49,11 +59,11 @@ class Keeper:
 
     def _bury(self, now: float) -> None:
         obituary = self.process.obituary()
-        self.early_deaths = self.early_deaths + 1 if now - self.started < HEALTHY_AFTER_S else 1
+        self.early_deaths = deaths_in_a_row(self.early_deaths, now - self.started)
         self.process.stop()  # its engine processes may have outlived it
         if self.early_deaths >= (MAX_EARLY_DEATHS if self.ever_answered else self.patience):
             times = f" It died {self.early_deaths} times in a row." if self.early_deaths > 1 else ""
             raise ServiceError(obituary + times)
-        pause = min(FIRST_PAUSE_S * 2 ** (self.early_deaths - 1), LONGEST_PAUSE_S)
+        pause = pause_after(self.early_deaths)
         print(f"{obituary} Starting it again in {pause:.0f} s.", file=sys.stderr, flush=True)
         self.started, self.answers, self.restart_at = 0.0, False, now + pause

@@ -61,6 +61,11 @@ def auth_headers(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+def carries_token(authorization: bytes, token: str) -> bool:
+    """Whether the value of an Authorization header is the token's; compared in constant time."""
+    return hmac.compare_digest(authorization, auth_headers(token)["Authorization"].encode())
+
+
 class TokenMiddleware:
     """ASGI middleware: 401 on every route but `/health` unless the request carries the token.
 
@@ -76,7 +81,7 @@ class TokenMiddleware:
             if not path:
                 raise ConfigError(f"{TOKEN_FILE_ENV} is not set: a server without a token must not start")
             token = read_token(path)
-        self._expected = auth_headers(token)["Authorization"].encode()
+        self._token = token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or self._is_authorised(scope):
@@ -91,4 +96,4 @@ class TokenMiddleware:
 
     def _is_authorised(self, scope: Any) -> bool:
         given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-        return hmac.compare_digest(given, self._expected)
+        return carries_token(given, self._token)

@@ -58,7 +58,7 @@ class Ground:
 
 @pytest.fixture
 async def ground(monkeypatch) -> AsyncIterator[Ground]:
-    monkeypatch.setattr(started_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("wire.keeper.FIRST_PAUSE_S", 0.01)
     world = World()
     settings = RolloutSettings(
         device="cpu", probe_interval_s=0.02, probe_timeout_s=0.5, drain_timeout_s=1.0, replica_restarts=2
