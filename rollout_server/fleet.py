@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rollout_server.config import RolloutSettings
-from rollout_server.control_routes import CallFailed, ControlRoutes, on_all
+from rollout_server.control_routes import ControlRoutes, on_all
 from rollout_server.membership import Membership, Replica, State
 from rollout_server.push import Fruitless, Push, Superseded, WeightSender
 from wire.errors import ServiceError
@@ -235,7 +235,10 @@ class Fleet:
     async def _try_to_add(self, url: str) -> None:
         try:
             await self.add(url)
-        except CallFailed:
+        except ServiceError as error:  # away still, or it refuses the token by now
+            known = self.membership.find(url)
+            if known is not None:
+                known.reason = str(error)
             await asyncio.sleep(self._settings.probe_interval_s)
         finally:
             del self._returning[url]

@@ -325,6 +325,15 @@ async def test_one_that_thawed_comes_back_as_a_new_one_and_takes_the_live_versio
         assert former.state is State.LOST and {replica.version for replica in fleet.ready()} == {V1}
 
 
+async def test_one_that_comes_back_with_another_token_stays_lost_and_its_reason_is_shown(world) -> None:
+    async with fleet_of(world) as fleet:
+        await fleet.publish(world, V0)
+        async with tended(fleet) as tending:
+            world.servers[1].statuses |= {"is_paused": 500, "get_world_size": 401}
+            await until(lambda: "refuses the token" in fleet.state()["replicas"][1]["reason"], tending)
+            assert indices(world, fleet) == [0]
+
+
 async def test_one_that_was_started_again_is_not_taken_for_its_former_self(world) -> None:
     async with fleet_of(world) as fleet:
         await fleet.publish(world, V0)
