@@ -30,7 +30,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 @pytest.fixture
 def settings(tmp_path):
-    return RewardSettings(log_dir=str(tmp_path), startup_timeout_s=20.0)
+    return RewardSettings(log_dir=str(tmp_path), startup_timeout_s=60.0)
 
 
 def genrm(tmp_path, code=SERVER, delay_s=0.0, name="judge-0"):
@@ -40,9 +40,12 @@ def genrm(tmp_path, code=SERVER, delay_s=0.0, name="judge-0"):
     return ServerProcess(name, command, dict(os.environ), tmp_path / f"{name}.log", url, "lower judge_max_num_seqs")
 
 
-async def printed_url(capsys):
+async def printed_url(capsys, serving):
     text = ""
     while "reward service" not in text:
+        if serving.done():
+            serving.result()  # raises what ended it
+            pytest.fail("the service ended before it printed its URL")
         await asyncio.sleep(0.02)
         text += capsys.readouterr().out
     return text.split()[-1]
@@ -70,7 +73,7 @@ async def test_the_url_is_printed_when_the_genrm_answers_and_a_signal_ends_both(
     process = genrm(tmp_path)
     with listen(settings) as listener:
         serving = asyncio.create_task(serve(settings, "secret", listener, lambda *_: process))
-        url = await printed_url(capsys)
+        url = await printed_url(capsys, serving)
         assert await asyncio.to_thread(health, url) == 200
         os.kill(os.getpid(), sign)
         await asyncio.wait_for(serving, 10)
@@ -91,7 +94,7 @@ async def test_a_genrm_that_dies_is_started_again_and_the_service_goes_on(settin
     process = genrm(tmp_path)
     with listen(settings) as listener:
         serving = asyncio.create_task(serve(settings, "secret", listener, lambda *_: process))
-        url = await printed_url(capsys)
+        url = await printed_url(capsys, serving)
         first = process.pid
         os.killpg(first, signal.SIGKILL)
         while process.pid == first or not process.is_alive():
@@ -109,9 +112,10 @@ async def test_a_second_server_that_cannot_start_leaves_the_service_to_the_first
     processes = [genrm(tmp_path), genrm(tmp_path, code="raise SystemExit('no such device')", name="judge-1")]
     with listen(settings) as listener:
         serving = asyncio.create_task(serve(settings, "secret", listener, lambda _, index: processes[index]))
-        url = await printed_url(capsys)
+        url = await printed_url(capsys, serving)
         async with RewardClient(url, "secret", timeout_s=10) as client:
             while len((await carry_out(client, ["status"]))["servers"]) > 1:
+                assert not serving.done()
                 await asyncio.sleep(0.05)
             assert (await carry_out(client, ["status"]))["count"] == 1
         assert await asyncio.to_thread(health, url) == 200 and not processes[1].is_alive()
@@ -123,7 +127,7 @@ async def test_servers_are_added_and_taken_away_by_count_while_it_serves(setting
     processes = [genrm(tmp_path, name=f"judge-{index}") for index in range(3)]
     with listen(settings) as listener:
         serving = asyncio.create_task(serve(settings, "secret", listener, lambda _, index: processes[index]))
-        url = await printed_url(capsys)
+        url = await printed_url(capsys, serving)
         async with RewardClient(url, "secret", timeout_s=10) as client:
             await carry_out(client, ["+2"])
             while sum(s["state"] == "ready" for s in (await carry_out(client, ["status"]))["servers"]) < 3:
