@@ -293,6 +293,7 @@ class Fleet:
             "fleet/replicas": float(len(ready)),
             "fleet/epoch": float(self.membership.epoch),
             "fleet/push_seconds": self.push.last_s,
+            "fleet/gather_seconds": self.push.last.gather_seconds,
             "fleet/transfer_seconds": self.push.last.seconds,
             "fleet/load_seconds": self.push.last.load_seconds,
             "fleet/push_bytes": float(self.push.last.num_bytes),

@@ -154,6 +154,12 @@ class RunSettings(RolloutSettings, CheckSettings):
     logging_dir: str | None = field(default=None, metadata={"help": "TensorBoard's folder; <output_dir>/runs."})
     num_logged_completions: int = field(default=4, metadata={"help": "Completions logged as text with their verdicts."})
     log_completions_steps: int = field(default=10, metadata={"help": "Log them every this many steps."})
+    trace_mib: int = field(
+        default=256, metadata={"help": "What trace.json and the part before it may take together; 0: no trace."}
+    )
+    picture_steps: int = field(
+        default=50, metadata={"help": "Draw timeline and curves every this many steps and at the end; 0: never."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -244,6 +250,8 @@ class RunSettings(RolloutSettings, CheckSettings):
             "thought_length_weight",
             "overlong_weight",
             "overlong_cache",
+            "trace_mib",
+            "picture_steps",
         ):
             at_least[name] = (0, getattr(self, name))
         for name, (bound, value) in at_least.items():
