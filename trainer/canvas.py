@@ -1,6 +1,7 @@
 """A page to draw on: rectangles, lines and words in pixels from the top left. Pillow, with its own font.
 
-Everything is drawn at twice the size and scaled down, so edges are smooth.
+Everything is drawn at twice the size and scaled down, so edges are smooth. Pillow is loaded with the first picture, by
+whoever draws it: not by the driver's loop.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
 
 SCALE = 2
 INK, PALE, RULE, PAPER = "#1f2430", "#6b7280", "#d5d9e0", "#ffffff"
@@ -17,6 +20,8 @@ INK, PALE, RULE, PAPER = "#1f2430", "#6b7280", "#d5d9e0", "#ffffff"
 
 @lru_cache
 def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    from PIL import ImageFont
+
     return ImageFont.load_default(size * SCALE)
 
 
@@ -43,6 +48,8 @@ class Canvas:
     """
 
     def __init__(self, width: int, height: int) -> None:
+        from PIL import Image, ImageDraw
+
         self.width, self.height = width, height
         self._image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
         self._draw = ImageDraw.Draw(self._image)
@@ -73,7 +80,7 @@ class Canvas:
 
     def image(self) -> Image.Image:
         """The picture at its size."""
-        return self._image.resize((self.width, self.height), Image.Resampling.BOX)
+        return self._image.reduce(SCALE)
 
 
 def ticks(low: float, high: float, num: int) -> list[float]:

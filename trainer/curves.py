@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from trainer.canvas import INK, PALE, RULE, Canvas, number, ticks, words_width
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Curve = Sequence[tuple[float, float]]
 

@@ -123,7 +123,7 @@ class Journal:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count the block's seconds towards `time/<stage>` of this step and of the run, and show it in the trace."""
-        before, started = (self._stage, self._stage_since), _now()
+        before, started = self._stage, _now()
         self._stage, self._stage_since = stage, started
         try:
             yield
@@ -133,7 +133,7 @@ class Journal:
             self._trace.stage(stage, started, ended)
             self._seconds[stage] += elapsed
             self._step_seconds[f"time/{stage}"] = self._step_seconds.get(f"time/{stage}", 0.0) + elapsed
-            self._stage, self._stage_since = before
+            self._stage, self._stage_since = before, ended
 
     def record(
         self,

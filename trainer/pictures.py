@@ -14,7 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from trainer.curves import METRICS, Curve, draw_curves
 from trainer.history import History
+from trainer.timeline import Window, draw_timeline
 from trainer.trace import Trace
 
 FOLDER = "pictures"
@@ -45,8 +47,6 @@ class Pictures:
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         """A step has ended."""
-        from trainer.curves import METRICS
-
         self._step = step
         self._ends.append((step, self._trace.since_start(asyncio.get_running_loop().time())))
         if not self._every:
@@ -69,9 +69,6 @@ class Pictures:
             await asyncio.gather(asyncio.wrap_future(self._drawing), return_exceptions=True)
 
     def _draw(self) -> None:
-        from trainer.curves import METRICS
-        from trainer.timeline import Window
-
         if self._drawing is not None and not self._drawing.done():
             return
         self._look_back()
@@ -82,15 +79,12 @@ class Pictures:
         start = max(first, self._trace.complete_from)
         # Copies, for the run goes on while they are drawn.
         window = Window(self._trace.window(start, now), list(self._ends), start, end)
-        curves = {name: self._history.curve(name) for name in METRICS}
+        curves: dict[str, Curve] = {name: self._history.curve(name) for name in METRICS}
         self._folder.mkdir(parents=True, exist_ok=True)
         self._history.save()
         self._drawing = self._thread.submit(self._make, self._step, window, curves)
 
-    def _make(self, step: int, window: Any, curves: dict[str, Any]) -> None:
-        from trainer.curves import draw_curves
-        from trainer.timeline import draw_timeline
-
+    def _make(self, step: int, window: Window, curves: dict[str, Curve]) -> None:
         for name, image in (("timeline", draw_timeline(window)), ("curves", draw_curves(curves.__getitem__))):
             aside = self._folder / f".{name}.partial"
             image.save(aside, format="PNG")

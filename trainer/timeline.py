@@ -10,18 +10,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, cycle
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from trainer.canvas import INK, PALE, RULE, Canvas, elided, ticks, words_width
 from trainer.trace import DRIVER, KINDS, STAGES_LANE, Event, kind_of
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 WIDTH, LEFT, RIGHT, TOP = 1500, 250, 50, 70
 ROW, DRIVER_ROW, GAP = 26, 38, 8  # pixels
 DISC = 9  # radius of a mark
 MOST_LANES = 8
 MOST_ROWS = 40  # beyond, the replicas at the end are one row
-NUM_WORST = 3
+NUM_WORST, LEAST_SHARE = 3, 0.01
 PUSH = "publish"  # the driver's stage
 
 COLOURS = {
@@ -120,16 +122,20 @@ def _tops(rows: Sequence[tuple[str, list[Event]]]) -> list[float]:
 
 
 def worst_waits(events: Iterable[Event], start: float, end: float) -> list[Event]:
-    """The longest waits that touch the window, of each peer's kind and reason the longest alone. What holds others up
-    without any work being done comes first, then the work that took longest."""
+    """The waits that take most of the window, of each peer's kind and reason one. What holds others up without any work
+    being done comes before the work that took longest; what takes less than `LEAST_SHARE` of the window is no matter."""
+
+    def inside(event: Event) -> float:
+        return min(event.end, end) - max(event.start, start)
+
     longest: dict[tuple[str, str], Event] = {}
     for event in events:
-        if event.end < start or event.start > end or (event.row == DRIVER and event.lane == STAGES_LANE):
+        if inside(event) < LEAST_SHARE * (end - start) or (event.row == DRIVER and event.lane == STAGES_LANE):
             continue
         key = (kind_of(event.row), event.reason)
-        if key not in longest or event.end - event.start > longest[key].end - longest[key].start:
+        if key not in longest or inside(event) > inside(longest[key]):
             longest[key] = event
-    found = sorted(longest.values(), key=lambda e: (e.reason in WORK, e.start - e.end))[:NUM_WORST]
+    found = sorted(longest.values(), key=lambda event: (event.reason in WORK, -inside(event)))[:NUM_WORST]
     return sorted(found, key=lambda event: event.start - event.end)
 
 

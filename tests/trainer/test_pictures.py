@@ -107,6 +107,7 @@ def test_the_worst_waits_are_the_longest_of_each_sort_and_idling_before_work() -
         event("genrm http://g", "judges", 0, 80),
         for_group(3, 0, 7),
         event("fleet", "a push is under way", 200, 300),
+        event("disk", "does not answer", -50, 0.5),
     ]
     found = worst_waits(events, 0, 100)
     assert [(wait.row, wait.reason) for wait in found] == [
