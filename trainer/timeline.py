@@ -122,8 +122,11 @@ def _tops(rows: Sequence[tuple[str, list[Event]]]) -> list[float]:
 
 
 def worst_waits(events: Iterable[Event], start: float, end: float) -> list[Event]:
-    """The waits that take most of the window, of each peer's kind and reason one. What holds others up without any work
-    being done comes before the work that took longest; what takes less than `LEAST_SHARE` of the window is no matter."""
+    """The waits that take most of the window, of each peer's kind and reason one, the longest first.
+
+    What holds others up without any work being done is taken before the work that took longest; what takes less than
+    `LEAST_SHARE` of the window is left out.
+    """
 
     def inside(event: Event) -> float:
         return min(event.end, end) - max(event.start, start)
