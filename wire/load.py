@@ -27,7 +27,8 @@ def read_samples(page: str, names: Iterable[str]) -> dict[str, list[float]]:
     """Values of the metrics `names` on a page in Prometheus' text format, one for each engine of the server.
 
     A metric that the page does not have has no values; nor has a line that cannot be read: another version of vLLM
-    may write others, and that is no reason to lose the server. Lines are searched for, not read one by one: the page has many hundreds of them.
+    may write others, and that is no reason to lose the server. Lines are searched for, not read one by one: the page
+    has many hundreds of them.
     """
     page = f"\n{page}\n"
     found: dict[str, list[float]] = {}
@@ -95,19 +96,21 @@ class Room:
     def __init__(self, least: int, most: int) -> None:
         self.least, self.most = min(least, most), most
         self.size = most
-        self._last: Load | None = None
+        self._last: tuple[Load, int] | None = None
 
     def look(self, load: Load, in_flight: int) -> int:
         """Adapt to what the server says, with `in_flight` requests of ours on it; returns the new size."""
-        last, self._last = self._last, load
-        if last is None:
+        before, self._last = self._last, (load, in_flight)
+        if before is None:
             return self.size
+        last, had = before
         queues = load.waiting >= self.least
         preempted = max(0.0, load.preemptions - last.preemptions)  # less than before: the server was started again
         blocked = queues and last.waiting >= self.least and load.running <= last.running
         if preempted or blocked:
             if in_flight < self.size + self.least:
-                self._cut(load, min(self.size, in_flight), max(preempted, load.waiting if blocked else 0.0))
+                # What was too much may be written by now: it was among what was in flight then.
+                self._cut(load, min(self.size, max(in_flight, had)), max(preempted, load.waiting if blocked else 0.0))
         elif in_flight >= self.size and not queues and load.kv_usage < SPARE_USAGE:
             self.size = min(self.most, self.size + max(1, round(RAISE * self.most)))
         return self.size
