@@ -304,11 +304,6 @@ class RunSettings(RolloutSettings, CheckSettings):
                 f"deterministic needs max_lag 0, and it is {self.max_lag}: where in a completion a push falls depends "
                 "on time, and so do the tokens after it; set max_lag to 0, or deterministic to false"
             )
-        if self.lookahead > self.max_lag * self.prompts_per_step:
-            raise ConfigError(
-                f"lookahead ({self.lookahead}) must be at most max_lag ({self.max_lag}) x prompts a step "
-                f"({self.prompts_per_step}): so many fewer groups are alive, and they must fill a step"
-            )
         if self.rloo_k < 2:
             raise ConfigError(f"rloo_k ({self.rloo_k}) must be at least 2: the baseline is the mean of the others")
         size, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
@@ -320,4 +315,9 @@ class RunSettings(RolloutSettings, CheckSettings):
             raise ConfigError(
                 f"per_device_train_batch_size ({size}) x gradient_accumulation_steps ({accumulation}) = "
                 f"{optimizer_step} completions do not divide by rloo_k ({self.rloo_k}); rloo_k can be {remedy}"
+            )
+        if self.lookahead > self.max_lag * self.prompts_per_step:
+            raise ConfigError(
+                f"lookahead ({self.lookahead}) must be at most max_lag ({self.max_lag}) x prompts a step "
+                f"({self.prompts_per_step}): so many fewer groups are alive, and they must fill a step"
             )
