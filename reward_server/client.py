@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 from pydantic import ValidationError
@@ -25,6 +25,16 @@ RENDER_TIMEOUT_S = 60.0
 DEFAULT_SCHEME = Scheme(pairing_named("ring"))
 
 log = logging.getLogger(__name__)
+
+
+class VerdictMemory(Protocol):
+    """The verdicts of one group that were given before. A pair's seed names it: both answers are hashed into it."""
+
+    def recall(self, seed: int, vote: int) -> Verdict | None:
+        """The verdict on the pair, if it is known."""
+
+    def note(self, seed: int, vote: int, verdict: Verdict) -> None:
+        """A verdict was given, or is missing for the reason that it carries."""
 
 
 class RewardClient:
@@ -90,9 +100,15 @@ class RewardClient:
         )
 
     async def group(
-        self, conversation: Sequence[Message], completions: Sequence[Awaitable[str | None]], seed: int
+        self,
+        conversation: Sequence[Message],
+        completions: Sequence[Awaitable[str | None]],
+        seed: int,
+        memory: VerdictMemory | None = None,
     ) -> GroupVerdict:
         """The scores of K completions, each pair asked about as soon as both are there; see `group.judge_group`.
+
+        What `memory` recalls is not asked again, and it is told of every verdict that is given.
 
         Raises:
             Unauthorized: the service refuses the token.
@@ -100,7 +116,13 @@ class RewardClient:
         """
 
         async def judge_pair(first: str, second: str | None, pair_seed: int, vote: int) -> Verdict:
-            return await self.judge(conversation, (first,) if second is None else (first, second), pair_seed, vote)
+            verdict = memory.recall(pair_seed, vote) if memory is not None else None
+            if verdict is None:
+                responses = (first,) if second is None else (first, second)
+                verdict = await self.judge(conversation, responses, pair_seed, vote)
+                if memory is not None:
+                    memory.note(pair_seed, vote, verdict)
+            return verdict
 
         return await judge_group(judge_pair, completions, seed, self._scheme)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -23,6 +23,8 @@ from wire.token import auth_headers
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 PIECE_TOKENS = 128  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
+
+NONE_KNOWN: Mapping[int, Completion] = MappingProxyType({})
 
 CompletionFutures = Sequence["asyncio.Future[Completion]"]
 
@@ -95,7 +97,13 @@ class RolloutClient:
 
     @asynccontextmanager
     async def generate(
-        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str]
+        self,
+        token_ids: Sequence[int],
+        num: int,
+        *,
+        seed: int,
+        salt: Callable[[], str],
+        known: Mapping[int, Completion] = NONE_KNOWN,
     ) -> AsyncIterator[CompletionFutures]:
         """Ask for `num` completions of one prompt; yields a future for each, done as it arrives.
 
@@ -107,12 +115,15 @@ class RolloutClient:
             num: completions (K).
             seed: 63-bit; completion i is drawn with seed + i, by whichever replica.
             salt: called for every request; keeps prefixes of different weights apart in the replica's cache.
+            known: completions that are there already, by index; they are not asked for.
 
         Raises (from the futures):
             ServiceError: no replica wrote it within the deadline.
             Unauthorized: a replica refused the token.
         """
         futures = [asyncio.get_running_loop().create_future() for _ in range(num)]
+        for index, completion in known.items():
+            futures[index].set_result(completion)
         task = asyncio.create_task(self._fill(futures, token_ids, seed, salt))
         try:
             yield futures

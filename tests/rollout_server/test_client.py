@@ -376,3 +376,16 @@ async def test_a_failure_that_nobody_awaits_is_no_warning(replicas) -> None:
     async with client(replicas[0]) as rollouts, rollouts.generate((5,), 2, seed=0, salt=str) as futures:
         await asyncio.wait(futures)
     assert all(isinstance(future.exception(), Unauthorized) for future in futures)
+
+
+async def test_what_is_known_is_not_asked_for(replicas) -> None:
+    known = Completion(1, (8, 2), (-0.3, -0.3), True, (VersionSpan("0.6", 0, 2),), "http://gone")
+    async with client(replicas[0]) as rollouts:
+        async with rollouts.generate((5,), 3, seed=1000, salt=str, known={1: known}) as futures:
+            first, second, third = await asyncio.gather(*futures)
+        assert second is known and (first.token_ids, third.token_ids) == ((10, 2), (12, 2))
+        drawn = sorted((body["sampling_params"]["seed"], body["sampling_params"]["n"]) for body in replicas[0].bodies)
+        assert drawn == [(1000, 1), (1002, 1)]
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, known={0: known}) as futures:
+            assert await futures[0] is known
+        assert len(replicas[0].bodies) == 2
