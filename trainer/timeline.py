@@ -13,6 +13,7 @@ from itertools import accumulate, cycle
 from typing import TYPE_CHECKING
 
 from trainer.canvas import INK, PALE, RULE, Canvas, elided, ticks, words_width
+from trainer.ranks import REASONS
 from trainer.trace import DRIVER, KINDS, STAGES_LANE, Event, kind_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ OTHERS = ("#607d8b", "#795548", "#00838f", "#ad1457", "#827717")
 BAND = "#efe6fc"
 ALARM = "#c62828"
 # What a part does for who waits: where nothing else is named, it is the work itself that takes long.
-WORK = frozenset({"writes", "judges", "steps", "scores", "sends weights", "loads weights", "saves", "exports"})
+WORK = frozenset({"writes", "judges", *REASONS.values()})
 
 
 @dataclass(frozen=True)

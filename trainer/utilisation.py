@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+from trainer.ranks import SCORES, STEPS
 from wire.waits import WAITS, Wait, Waits
 
 REPLICA, JUDGE, LEARNER = "replicas", "judge", "learner"
@@ -20,8 +21,8 @@ WORK = {  # the kind of peer and why it is waited for, where that means that it 
     ("replica", "writes"): REPLICA,
     ("judge", "judges"): JUDGE,
     ("genrm", "judges"): JUDGE,
-    ("learner", "steps"): LEARNER,
-    ("learner", "scores"): LEARNER,
+    ("learner", STEPS): LEARNER,
+    ("learner", SCORES): LEARNER,
 }
 
 
@@ -65,7 +66,8 @@ class Utilisation:
 
     def hear(self, wait: Wait, end: float) -> None:
         """Count a wait that ended at `end`: what of it lies in the window."""
-        part = WORK.get((wait.peer.partition(" ")[0], wait.reason))
+        kind, _, which = wait.peer.partition(" ")
+        part = WORK.get((kind, wait.reason)) if which else None  # the learner as a whole may only have a queue
         start = max(wait.since, self._since)
         if part is None or end < start:
             return

@@ -75,6 +75,7 @@ def test_the_learner_is_a_mean_over_ranks_of_steps_and_no_grad_passes() -> None:
     hear(utilisation, "learner 1", "scores", (0, 1))
     hear(utilisation, "learner 0", "steps", (4, 8))
     hear(utilisation, "learner 1", "steps", (4, 7))
+    hear(utilisation, "learner", "scores", (0, 9))  # groups that wait for their turn with it
     assert utilisation.drain(10.0)["util/learner"] == pytest.approx((6 + 4) / 20)
 
 
