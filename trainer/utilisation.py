@@ -86,13 +86,15 @@ class Utilisation:
         for part in self._ever:
             self._ever[part] |= busy[part].keys()
         replicas = self._ever[REPLICA] if self._replicas is None else {*self._replicas(), *busy[REPLICA]}
-        found = {"util/judge": _share(busy[JUDGE], [JUDGE], seconds)}
-        found["util/judge_in_flight"] = _in_flight(busy[JUDGE], seconds)
-        found["util/replicas_in_flight"] = _in_flight(busy[REPLICA], seconds)
+        found = {
+            "util/judge": _share(busy[JUDGE], [JUDGE], seconds),
+            "util/judge_in_flight": _in_flight(busy[JUDGE], seconds),
+            "util/replicas_in_flight": _in_flight(busy[REPLICA], seconds),
+        }
         if replicas:
-            found["util/replicas"] = _share(busy[REPLICA], replicas, seconds)
-        if self._ever[LEARNER]:
-            found["util/learner"] = _share(busy[LEARNER], self._ever[LEARNER], seconds)
+            found |= {"util/replicas": _share(busy[REPLICA], replicas, seconds)}
+        if ranks := self._ever[LEARNER]:
+            found |= {"util/learner": _share(busy[LEARNER], ranks, seconds)}
         return found
 
 
