@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from trainer.collect import Collector, Judged
+from trainer.pipeline import IN_THE_MAKING
 from trainer.prompts import Prompt
 from wire.errors import ConfigError
 from wire.waits import waiter, waiting
-
-IN_THE_MAKING = "is in the making"
 
 Truth = Callable[[list[dict[str, str]], str], float]
 

@@ -29,7 +29,6 @@ OBSERVE_INTERVAL_S = 5.0
 CHECK_TIMEOUT_S = 60.0  # a host that does not answer for so long is frozen, or its node is cut off
 STARTS = "starts"
 PLACES_LEARNER = "places the learner"
-LOADS_POLICY = "loads the policy"
 IS_ASKED = "is asked who judges there"
 PLACE_MARGIN_S = 15.0  # until a node is found; the host keeps the start's own deadline
 
@@ -174,8 +173,7 @@ async def _started(host: Any, timeout_s: float, say: Callable[[str], None]) -> s
 
 
 async def _learner_started(learner: Learner, settings: RunSettings, say: Callable[[str], None]) -> dict[str, Any]:
-    with waiting("learner", LOADS_POLICY):
-        facts = await learner.setup(settings.bind_address)
+    facts = await learner.setup(settings.bind_address)
     say(f"ready: learner, {facts['num_parameters'] / 1e6:.1f} M parameters on {learner.num_ranks} ranks")
     return facts
 

@@ -209,7 +209,7 @@ class StatusFile:
 
     def _rank(self, rank: int, waits: Sequence[Wait], now: float) -> dict[str, Any]:
         name = f"learner {rank}"
-        found = [wait for wait in waits if wait.peer in (name, "learner")]
+        found = [wait for wait in waits if wait.peer == name]
         if found:
             does = " and ".join(dict.fromkeys(wait.reason for wait in found))
             return {"rank": rank, "does": does, "since_s": now - found[0].since}

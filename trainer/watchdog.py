@@ -25,17 +25,18 @@ from reward_server.client import HAS_NO_CONNECTION
 from rollout_server.fleet import DRIVER, FLEET, HAS_TOO_FEW
 from rollout_server.started import STARTS
 from trainer.chains import Chains, described
-from trainer.services import LOADS_POLICY, PLACES_LEARNER
+from trainer.ranks import EXPORTS, LOADS, REASONS, SAVES
+from trainer.services import PLACES_LEARNER
 from wire.errors import ServiceError
 from wire.waits import WAITS, Wait, Waits
 
 INTERVAL_S = 1.0
 NAMED = 3  # peers of other waits in the same line
-SAVES, EXPORTS = "saves", "exports"  # of trainer/ranks.py
 
 IDLE = frozenset({QUEUE_IS_FULL, DOES_NOT_ANSWER, HAS_NO_CONNECTION})  # reasons of who does no work
 WAITERS = ("group ", "held-out ", FLEET)  # peers that wait themselves
-BOUNDED = frozenset({STARTS, PLACES_LEARNER, LOADS_POLICY, HAS_TOO_FEW, SAVES, EXPORTS})  # by longer deadlines
+# Of the driver's waits those with a deadline of their own that may be longer: starts, files, replicas that are away.
+BOUNDED = frozenset({STARTS, PLACES_LEARNER, REASONS["setup"], LOADS, SAVES, EXPORTS, HAS_TOO_FEW})
 
 
 class Watchdog:
