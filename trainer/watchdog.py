@@ -1,7 +1,7 @@
 """Says what has been waited for too long, and ends a run in which nothing moves.
 
-**Reported** is each wait that lasts `warn_s`, and again whenever its age has doubled: one line with the whole chain
-that it is a link of. Waits of one reason share a line, which is written at most every `warn_s`.
+**Reported** is each wait that lasts `warn_s`, and again whenever its age has doubled since it was last named: one line
+with the whole chain that it is a link of. Waits of one reason share a line, which is written at most every `warn_s`.
 
 **Ended** is the run after `stop_s` seconds without progress. Progress is a piece of work that ends: a completion, a
 verdict, a pass or a step of the learner, a part of a push, a file. It is seen as the end of a wait for somebody who
@@ -113,8 +113,8 @@ class Watchdog:
                 others = [wait for wait in untold[1:] if wait not in told]
                 self._said[reason] = now
                 self._say(f"waiting: {described(chain, now)}{_as_well(others)}")
-            for wait in group:
-                self._next_age[wait] = 2 * (now - wait.since)
+            for wait in {*group, *told}:
+                self._next_age[wait] = max(self._warn_s, 2 * (now - wait.since))
 
     def _hear(self, wait: Wait, end: float) -> None:
         if not wait.peer.startswith(WAITERS) and wait.reason not in IDLE:

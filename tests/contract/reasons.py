@@ -47,12 +47,8 @@ class Source:
 
     def values(self, node: ast.expr, function: Function, seen: frozenset[str]) -> set[str]:
         """What the expression can be."""
-        if isinstance(node, ast.Constant):
-            return {node.value}
         if isinstance(node, ast.IfExp):
             return self.values(node.body, function, seen) | self.values(node.orelse, function, seen)
-        if isinstance(node, ast.Subscript):
-            return set(self.constants[ast.unparse(node.value)].values())
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
             return set(self.constants[ast.unparse(node.func.value)].values())
         assert isinstance(node, ast.Name), f"{self.name}:{node.lineno}: the reason of a wait is no constant"
