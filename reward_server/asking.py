@@ -21,7 +21,7 @@ from wire.waits import WAITS, Wait
 JUDGES = "judges"
 QUEUE_IS_FULL = "queue is full"
 DOES_NOT_ANSWER = "does not answer"
-# An attempt that lasts so long was let in: a full queue is said at once, and by then a connection is there or has failed.
+# An attempt that lasts so long was let in: a full queue is said at once, and a connection is there by then, or failed.
 LET_IN_AFTER_S = {QUEUE_IS_FULL: 1.0, DOES_NOT_ANSWER: CONNECT_TIMEOUT_S + 1.0}
 
 
