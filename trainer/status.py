@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import socket
 import sys
@@ -55,11 +54,7 @@ def heading(run: dict[str, Any], now: float) -> tuple[str, bool]:
         gone = f"process {run['pid']} is gone"
         return f"!!! {run['output_dir']}: the driver was last heard of {duration(age_s)} ago; {gone}", False
     if age_s > SILENT_AFTER_S:
-        why = (
-            f"process {run['pid']} is there and says nothing: it is frozen, or its disk is"
-            if is_here
-            else f"it runs on {run['host']}"
-        )
+        why = f"process {run['pid']} lives and is silent" if is_here else f"it runs on {run['host']}"
         return f"!!! {run['output_dir']}: the driver was last heard of {duration(age_s)} ago; {why}", False
     return f"{name}, for {duration(run['written'] - run['started'])}", True
 
@@ -77,7 +72,7 @@ def show(output_dir: Path, *, once: bool, interval_s: float) -> int:
     """Print, or draw until the run ends; the exit code."""
     is_terminal = sys.stdout.isatty()
     if is_terminal and not once:
-        os.write(sys.stdout.fileno(), f"{HOME}{BELOW}".encode())
+        print(HOME + BELOW, end="")
     while True:
         state = read_status(output_dir)
         size = shutil.get_terminal_size((PLAIN_WIDTH, 1000))

@@ -9,18 +9,20 @@ from typing import Any
 
 MOST_ROWS = 16  # of one kind; what has trouble comes first
 MOST_REASONS = 8
-URL_WIDTH = 34
+URL_WIDTH = 28
 
 
 def lines(state: Mapping[str, Any], width: int) -> list[str]:
-    """The table of a status file's content (see `trainer/status_file.py`), no line longer than `width`."""
+    """The table of a status file's content (see `trainer/status_file.py`), no line longer than `width`.
+
+    What tells most comes first: a small terminal shows the beginning.
+    """
     parts = [
         _progress(state["progress"]),
+        _waits(state["waits"], width),
+        [*_queue(state["queue"]), *_learner(state["learner"])],
         _replicas(state["replicas"], width),
         _judge(state["judge"]),
-        _learner(state["learner"]),
-        _queue(state["queue"]),
-        _waits(state["waits"], width),
         _said(state["said"], width),
     ]
     found = [line for part in parts if part for line in (*part, "")][:-1]

@@ -267,7 +267,7 @@ def test_the_first_line_says_loudly_that_the_driver_is_gone_or_silent() -> None:
         f"!!! runs/a: the driver was last heard of 1 s ago; process {pid} is gone", False
     )  # fmt: skip
     line, is_well = status.heading(run_of(), 5035.0)
-    assert f"last heard of 35 s ago; process {pid} is there and says nothing" in line and not is_well
+    assert f"last heard of 35 s ago; process {pid} lives and is silent" in line and not is_well
     line, is_well = status.heading(run_of(host="node-7", pid=1, boot=1), 5035.0)
     assert "last heard of 35 s ago; it runs on node-7" in line and not is_well
     assert status.heading(run_of(host="node-7", pid=1, boot=1), 5002.0)[1]
@@ -297,6 +297,25 @@ async def test_the_program_prints_once_or_until_the_run_ends(
     (tmp_path / "status.json").write_text(json.dumps(state))
     assert status.main([str(tmp_path), "--once"]) == 1
     assert "!!! " in capsys.readouterr().out
+
+
+def test_a_terminal_is_drawn_over_within_its_size_and_an_alarm_stands_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = asyncio.run(snapshot_of(tmp_path)) | {"run": run_of(written=time.time() - 35, pid=dead_process())}
+    pictures = iter([state, state | {"run": run_of(end="done")}])
+    monkeypatch.setattr(status, "read_status", lambda _: next(pictures))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(status.shutil, "get_terminal_size", lambda _: os.terminal_size((60, 5)))
+    assert status.show(tmp_path, once=False, interval_s=0.001) == 0
+    _, first, second = capsys.readouterr().out.split(status.HOME)[1:]
+    assert first.startswith("\x1b[1;37;41m!!! ") and second.startswith("runs/a on ")
+    for picture in (first, second):
+        assert picture.count(status.END_OF_LINE) == 4 and picture.endswith(status.BELOW)
+
+
+async def snapshot_of(folder: Path) -> dict[str, Any]:
+    return StatusFile(settings_of(folder), Waits()).snapshot()
 
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
