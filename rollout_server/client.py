@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from types import MappingProxyType, TracebackType
@@ -20,9 +19,16 @@ from wire.errors import ServiceError, Unauthorized
 from wire.generation import Choice, Chunk, Completion, VersionSpan
 from wire.membership import BOOT_HEADER
 from wire.token import auth_headers
+from wire.waits import WAITS, waiting
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 PIECE_TOKENS = 128  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
+
+FLEET = "fleet"
+WRITES = "writes"
+HAS_NOBODY = "has no replica with the live weights"
+HAS_NO_ROOM = "has no room"
+RESTS = "rests after a failure"
 
 NONE_KNOWN: Mapping[int, Completion] = MappingProxyType({})
 
@@ -141,37 +147,46 @@ class RolloutClient:
         """Fill the futures, from another replica after a failure, until all are done or the deadline has passed."""
         problem: Exception = ServiceError("no rollout replica holds the current weights")
         avoid: set[Replica] = set()
+        loop = asyncio.get_running_loop()
         pause, spent_s, age = FIRST_PAUSE_S, 0.0, next(self._ages)
         try:
             while not all(future.done() for future in futures):
                 replicas = self._members.ready()
                 if not replicas:
-                    await self._members.changed(NEWS_S)
+                    await self._somebody()
                     continue
-                started = time.monotonic()
+                started = loop.time()
                 try:
                     async with asyncio.timeout(self._timeout_s - spent_s):
                         if avoid.issuperset(replicas):
                             avoid.clear()
-                            await asyncio.sleep(pause)
+                            with waiting(FLEET, RESTS):
+                                await asyncio.sleep(pause)
                             pause = min(2 * pause, LONGEST_PAUSE_S)
                             continue
                         replica = self._places.choose(replicas, avoid)
                         if replica is None:
-                            await self._places.wait(age)
+                            with waiting(FLEET, HAS_NO_ROOM):
+                                await self._places.wait(age)
                             continue
                         problem = ServiceError(f"{replica.url}: it has not finished")  # should time run out meanwhile
-                        with self._places.held(replica, futures):
+                        with self._places.held(replica, futures), _written_by(replica, futures):
                             problem = await self._try(replica, futures, token_ids, seed, salt()) or problem
                         avoid.add(replica)
                 finally:
-                    spent_s += time.monotonic() - started
+                    spent_s += loop.time() - started
         except TimeoutError:
             self._fail(
                 futures, ServiceError(f"a prompt was not answered within {self._timeout_s:.0f} s; last: {problem}")
             )
         except Exception as error:  # noqa: BLE001 - handed on to whoever awaits the completions
             self._fail(futures, error)
+
+    async def _somebody(self) -> None:
+        """Return when there is a replica that writes."""
+        with waiting(FLEET, HAS_NOBODY):
+            while not self._members.ready():
+                await self._members.changed(NEWS_S)
 
     async def _try(
         self, replica: Replica, futures: CompletionFutures, token_ids: Sequence[int], seed: int, salt: str
@@ -271,6 +286,7 @@ class RolloutClient:
     @staticmethod
     def _take(choice: Choice, part: _Part, future: asyncio.Future[Completion], first: int, replica: Replica) -> None:
         part.add(choice)
+        replica.num_tokens += len(choice.token_ids or ())
         if choice.finish_reason is None or future.done():
             return
         if choice.finish_reason not in ("stop", "length"):
@@ -300,3 +316,22 @@ class RolloutClient:
             "stream": True,
             "cache_salt": salt,
         }
+
+
+@contextmanager
+def _written_by(replica: Replica, futures: CompletionFutures) -> Iterator[None]:
+    """Those of `futures` that are not done wait for `replica`, each until it is done or the block ends."""
+    peer = f"replica {replica.url}"
+    waits = {future: WAITS.begin(peer, WRITES) for future in futures if not future.done()}
+
+    def end(future: asyncio.Future[Completion]) -> None:
+        WAITS.end(waits[future])
+
+    for future in waits:
+        future.add_done_callback(end)
+    try:
+        yield
+    finally:
+        for future, wait in waits.items():
+            future.remove_done_callback(end)
+            WAITS.end(wait)
