@@ -15,6 +15,7 @@ import msgspec
 
 from rollout_server.membership import Replica
 from rollout_server.places import NEWS_S, Members, Places
+from rollout_server.rooms import Rooms
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Choice, Chunk, Completion, VersionSpan
 from wire.membership import BOOT_HEADER
@@ -73,13 +74,18 @@ class RolloutClient:
         sampling: how completions are drawn.
         timeout_s: deadline of one prompt, retries on other replicas included. Time in which the fleet has nobody who
             writes does not count: the fleet has a limit of its own for that.
+        least: completions of one prompt, which one replica gets whole: a replica's room then follows its load, between
+            this and `room` (`rollout_server.rooms`). 0: each has `room`.
         room: completions that a replica writes at once; prompts beyond that wait here for whoever is free. 0: any.
     """
 
-    def __init__(self, members: Members, token: str, sampling: Sampling, timeout_s: float, *, room: int = 0) -> None:
+    def __init__(
+        self, members: Members, token: str, sampling: Sampling, timeout_s: float, *, room: int = 0, least: int = 0
+    ) -> None:
         self._members, self._token, self._sampling, self._timeout_s = members, token, sampling, timeout_s
         self._places, self._ages = Places(room), count()
-        self._watch: asyncio.Task[None] | None = None
+        self._least, self._most = least, room
+        self._tending: list[asyncio.Task[None]] = []
         self._decoder = msgspec.json.Decoder(Chunk)
         self._session: aiohttp.ClientSession | None = None
 
@@ -90,15 +96,19 @@ class RolloutClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             read_bufsize=2**22,  # bytes: one event carries a whole completion
         )
-        self._watch = asyncio.create_task(self._places.follow(self._members))
+        self._tending = [asyncio.create_task(self._places.follow(self._members))]
+        if self._least and self._most:
+            rooms = Rooms(self._session, self._members, self._places, least=self._least, most=self._most)
+            self._tending.append(asyncio.create_task(rooms.follow()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None and self._watch is not None
-        self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
+        assert self._session is not None
+        for task in self._tending:
+            task.cancel()
+        await asyncio.gather(*self._tending, return_exceptions=True)
         await self._session.close()
 
     @asynccontextmanager

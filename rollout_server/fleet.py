@@ -290,6 +290,7 @@ class Fleet:
                     "version": replica.version.label if replica.version else None,
                     "started": replica.is_started,
                     "in_flight": replica.in_flight,
+                    "room": self._room(replica),
                     "tokens": replica.num_tokens,
                     "since_s": round(now - replica.since, 1),
                     "paused_s": round(replica.paused_s, 3),
@@ -299,12 +300,16 @@ class Fleet:
             ],
         }
 
+    def _room(self, replica: Replica) -> int:
+        return replica.room or self._settings.rollout_max_num_seqs
+
     def metrics(self) -> dict[str, float]:
         """The fleet's part of a step's metrics, by TensorBoard name."""
         counts, ready = self.membership.counts, self.ready()
         pauses = [replica.last_pause_s for replica in ready]
         return {
             "fleet/replicas": float(len(ready)),
+            "fleet/room_mean": sum(self._room(replica) for replica in ready) / len(ready) if ready else 0.0,
             "fleet/epoch": float(self.membership.epoch),
             "fleet/push_seconds": self.push.last_s,
             "fleet/gather_seconds": self.push.last.gather_seconds,

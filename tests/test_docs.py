@@ -24,7 +24,12 @@ from wire.generation import PolicyVersion
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "deploy/README.md")
-LOGGING = ("metrics", "journal", "services", "utilisation")  # what names a TensorBoard scalar, beside verdicts and fleet
+LOGGING = (
+    "metrics",
+    "journal",
+    "services",
+    "utilisation",
+)  # what names a TensorBoard scalar, beside verdicts and fleet
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 
 SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, ScaleSettings, RunSettings) for f in fields(cls)}

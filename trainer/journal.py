@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -177,6 +177,11 @@ class Journal:
         self._last = metrics | {"step": float(version.step)}
         self._bar.update(size)
         self._show()
+
+    @property
+    def latest(self) -> Mapping[str, float]:
+        """The metrics of the last step, by their names; empty before the first."""
+        return self._last
 
     def _show(self) -> None:
         step = int(self._last.get("step", self._first_step))

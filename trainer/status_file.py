@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from trainer.chains import Chains, described
 from trainer.config import RunSettings
-from trainer.rates import Rate
+from trainer.pace import Rate
 from wire.generation import PolicyVersion
 from wire.waits import WAITS, Wait, Waits
 

@@ -22,9 +22,9 @@ from rollout_server.fleet import Fleet
 from rollout_server.membership import Replica, State
 from trainer import status
 from trainer.config import RunSettings
+from trainer.pace import Rate
 from trainer.pipeline import IN_THE_MAKING
 from trainer.ranks import STEPS
-from trainer.rates import Rate
 from trainer.status_file import StatusFile, process_boot
 from trainer.status_table import duration, lines
 from wire.errors import ConfigError
