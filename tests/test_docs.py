@@ -38,7 +38,7 @@ OTHER_FLAGS = {
     *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM
     *("model", "host", "port", "max-model-len", "trust-remote-code", "generation-config"),  # vLLM, by hand
     *("head", "node-ip-address", "resources"),  # ray start
-    *("logdir", "no-deps"),  # tensorboard, pip
+    *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
 }
 
 FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
