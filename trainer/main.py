@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from trainer.capacity_report import capacity_lines
 from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
@@ -24,6 +25,8 @@ from trainer.journal import write_summary
 from trainer.material import Material, load_material
 from trainer.plan import make_plan
 from trainer.preflight import check_environment
+from trainer.rates import load_rates
+from trainer.simulate import simulate, summary_lines
 from trainer.supervisor import Supervised
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
@@ -57,14 +60,31 @@ def report(settings: RunSettings, summary: dict[str, Any]) -> None:
             say(f"{name}: {before:.2f} -> {after:.2f}")
 
 
+def simulation(settings: RunSettings, path: str) -> int:
+    """What the rates in the file at `path` come to, reckoned and simulated; nothing real is looked for or started."""
+    rates = load_rates(path)
+    say("\n".join(capacity_lines(settings, rates)))
+    summary = simulate(settings, rates, steps=settings.simulate_steps)
+    say("\n".join(summary_lines(summary)))
+    target = Path(settings.output_dir) / "simulation.json"
+    write_summary(target, summary)
+    say(f"summary: {target}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check, plan, run."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are no news; its failure is, below
     settings, _ = parse_settings(RunSettings, argv, strict_file=True)
+    if settings.simulate:
+        return simulation(settings, settings.simulate)
+    rates = load_rates(settings.rates) if settings.rates else None
     plan = make_plan(settings)
     notes = check_environment(settings)
     say("\n".join([*plan.lines(), *(f"note: {note}" for note in notes)]))
     if settings.dry_run:
+        if rates is not None:
+            say("\n".join(["", f"with the rates of {settings.rates}", *capacity_lines(settings, rates)]))
         say("\n".join(["", "settings", *plan.setting_lines()]))
         return 0
     Checkpoints(settings).to_resume()  # a checkpoint that does not fit is known before anything starts

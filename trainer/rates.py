@@ -1,15 +1,16 @@
 """How fast the parts of a run are: given in a file, or measured by a run. What preflight and simulation reckon with.
 
-    completion_tokens: 620       # one flat YAML file; what it leaves out has the default below
-    token_s: 0.022
-    verdict_s: 38
-    step_s: 55
+completion_tokens: 620       # one flat YAML file; what it leaves out has the default below
+token_s: 0.022
+verdict_s: 38
+step_s: 55
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from reward_server.pairings import drawn_order
 from reward_server.scheme import Scheme
@@ -39,7 +40,7 @@ class Rates:
     genrm_servers: int = field(default=0, metadata={"help": "GenRM servers; 0: as configured."})
     genrm_slots: int = field(default=0, metadata={"help": "Verdicts a GenRM server writes at once; 0: as configured."})
     reference_s: float = field(default=0.0, metadata={"help": "Time a completion takes a rank in the no-grad pass."})
-    push_s: float = field(default=0.0, metadata={"help": "Time of a push: the learner sends, the replicas stand still."})
+    push_s: float = field(default=0.0, metadata={"help": "Time of a push: the learner sends, replicas stand still."})
     push_beside: bool = field(
         default=True, metadata={"help": "No-grad passes go on during a push, as below ZeRO-3; false: they wait."}
     )
@@ -66,38 +67,46 @@ def load_rates(path: str) -> Rates:
     if not isinstance(content, dict):
         raise ConfigError(f"rates {path} must hold `name: value` lines")
     kinds = {f.name: f.type for f in fields(Rates)}
-    for name, value in content.items():
+    for name in content:
         if name not in kinds:
             raise ConfigError(f"rates {path}: unknown rate {name!r}; there are {', '.join(kinds)}")
-        _check_value(path, name, value, str(kinds[name]))
     missing = [name for name in POSITIVE if name not in content]
     if missing:
         raise ConfigError(f"rates {path}: {missing[0]} is missing; it has no default")
-    return Rates(**content)
+    values: dict[str, Any] = {n: _checked(path, n, value, str(kinds[n])) for n, value in content.items()}
+    return Rates(**values)
 
 
-def _check_value(path: str, name: str, value: object, kind: str) -> None:
-    right = {"bool": bool, "int": int, "float": (int, float)}[kind]
-    if not isinstance(value, right) or (kind != "bool" and isinstance(value, bool)):
-        raise ConfigError(f"rates {path}: {name}: invalid value {value!r}; give a {kind}")
-    least = AT_LEAST.get(name, 0.0)
-    if name in POSITIVE and not value > 0:  # type: ignore[operator]  # NaN too
+def _checked(path: str, name: str, value: object, kind: str) -> float | bool:
+    """The value, if it can be this rate's."""
+    try:
+        if isinstance(value, bool) is not (kind == "bool") or isinstance(value, (list, dict)):
+            raise ValueError
+        # YAML takes 1e-3, which has no dot, for text.
+        number = value if isinstance(value, bool) else {"int": int, "float": float}[kind](str(value))
+    except ValueError:
+        raise ConfigError(f"rates {path}: {name}: invalid value {value!r}; give a {kind}") from None
+    if name in POSITIVE and not number > 0:  # NaN too
         raise ConfigError(f"rates {path}: {name} ({value}) must be positive")
-    if not float("inf") > value >= least:  # type: ignore[operator]  # a number by now
+    least = AT_LEAST.get(name, 0.0)
+    if not float("inf") > number >= least:
         raise ConfigError(f"rates {path}: {name} ({value}) must be at least {least:g}, and finite")
+    return number
 
 
 @dataclass(frozen=True)
 class Layout:
     """A run's parts with their rates: what settings and rates come to, for `make_layout` to say.
 
-    `prompts` a step (P), K `completions` of each, `verdicts` a group. A *slot* is room for one completion in a replica,
+    `prompts` a step (P), K `completions` of each, `verdicts` a group, of two completions each where the pairing
+    `compares`. A *slot* is room for one completion in a replica,
     or for one verdict in a GenRM server. `completion` and `verdict` are seconds of one.
     """
 
     prompts: int
     completions: int
     verdicts: int
+    compares: bool
     max_lag: int
     replicas: int
     replica_slots: int
@@ -145,6 +154,7 @@ def make_layout(settings: RunSettings, rates: Rates) -> Layout:
         prompts=settings.prompts_per_step,
         completions=settings.rloo_k,
         verdicts=verdicts_per_group(settings),
+        compares=settings.judge_pairing != "single",
         max_lag=settings.max_lag,
         replicas=settings.replicas + len(settings.rollout_urls),
         replica_slots=slots,

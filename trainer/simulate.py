@@ -25,7 +25,7 @@ from trainer.loop import train
 from trainer.prompts import Prompt, PromptStream
 from trainer.ranks import Learner
 from trainer.rates import Layout, Rates, make_layout
-from trainer.stand_ins import Meter, SimulatedFleet, SimulatedJudge, SimulatedRank, SimulatedRollouts
+from trainer.stand_ins import SimulatedFleet, SimulatedJudge, SimulatedRank, SimulatedRollouts
 from trainer.stats import StepStats
 from trainer.virtual_clock import VirtualClockLoop
 from wire.generation import PolicyVersion
