@@ -53,6 +53,7 @@ from benchmarks.standin_genrm import MEDIAN_S, verdict_seconds
 from deploy.toy.answers import good_answer
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
+from reward_server.figures import read_figures
 from reward_server.group import judge_group
 from reward_server.instruments import Instruments
 from reward_server.judge import Judge
@@ -216,7 +217,7 @@ async def prefix_hits(
 
 async def _counters(caches: list[PrefixCache], peers: list[Peer]) -> tuple[float, float]:
     for cache, peer in zip(caches, peers, strict=True):
-        await cache.update(peer)
+        cache.update(await read_figures(peer))
     return sum(cache.queries for cache in caches), sum(cache.hits for cache in caches)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from rollout_server.membership import Replica
 from trainer.collect import Collector
 from trainer.config import RunSettings
 from trainer.group import Group
+from trainer.ledger import Ledger
 from trainer.loop import train
 from trainer.prompts import Prompt, PromptStream
 from trainer.ranks import Learner
@@ -36,11 +38,12 @@ LEAST_PROBE_TIMEOUT_S = 5.0  # not scaled: who is cut off refuses, nobody freeze
 Totals = defaultdict[str, float]
 
 
-def run_settings(flags: argparse.Namespace) -> RunSettings:
-    """The run's settings, their times scaled."""
+def run_settings(flags: argparse.Namespace, folder: str) -> RunSettings:
+    """The run's settings, their times scaled; it writes into `folder`."""
     k = 4
     return RunSettings(
         device="cpu",
+        output_dir=folder,
         rloo_k=k,
         per_device_train_batch_size=k,
         gradient_accumulation_steps=flags.prompts_per_step,
@@ -170,7 +173,18 @@ async def run_for(
     flags: argparse.Namespace, standins: StandInFleet, recorder: Recorder, trace: Sequence[Absence]
 ) -> Preemption:
     """Train for the duration; what is measured is with the recorder."""
-    settings, scale = run_settings(flags), flags.scale
+    with tempfile.TemporaryDirectory() as folder:
+        return await _run_for(flags, run_settings(flags, folder), standins, recorder, trace)
+
+
+async def _run_for(
+    flags: argparse.Namespace,
+    settings: RunSettings,
+    standins: StandInFleet,
+    recorder: Recorder,
+    trace: Sequence[Absence],
+) -> Preemption:
+    scale = flags.scale
     learner = Learner(
         [StandInRank(TOKEN, step_s=flags.step_s / scale, reference_s=flags.reference_s / scale)], settings
     )
@@ -179,6 +193,7 @@ async def run_for(
     room = 0 if flags.queue_at_replicas else settings.rollout_max_num_seqs
     preemption, live = Preemption(standins, recorder), PolicyVersion(0, 0)
     async with (
+        Ledger.open(settings, None, print) as ledger,
         Fleet(settings, TOKEN) as fleet,
         WatchedClient(recorder, fleet, sampling, settings, room) as rollouts,
     ):
@@ -200,6 +215,7 @@ async def run_for(
             lambda ids: str(len(ids)),
             version=lambda: live,
             learner_version=lambda: learner.version,
+            ledger=ledger,
         )
         for url in standins.urls:
             await fleet.add(url)
@@ -216,6 +232,7 @@ async def run_for(
                 learner=learner,
                 publish=publish,
                 checkpoint=nothing,
+                ledger=ledger,
                 journal=recorder,
             ),
         ]

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.standin_fleet import StandInSender
+from reward_server.client import VerdictMemory
 from trainer.batch import MiniBatch, Sample
 from trainer.collect import Logprobs
 from trainer.stats import StepStats
@@ -28,7 +29,11 @@ class StandInJudge:
         self._median_s = median_s
 
     async def group(
-        self, conversation: Sequence[Message], completions: Sequence[asyncio.Future[str | None]], seed: int
+        self,
+        conversation: Sequence[Message],
+        completions: Sequence[asyncio.Future[str | None]],
+        seed: int,
+        memory: VerdictMemory | None = None,
     ) -> GroupVerdict:
         """As the reward service's."""
         await asyncio.gather(*completions)

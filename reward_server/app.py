@@ -114,8 +114,7 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
         waiting = pool.num_waiting
         if waiting >= settings.judge_max_queue:
             instruments.refused_busy.inc()
-            room = max(1, pool.num_ready) * settings.judge_max_in_flight
-            wait_s = min(LONGEST_RETRY_AFTER_S, 1 + waiting // room)
+            wait_s = min(LONGEST_RETRY_AFTER_S, 1 + waiting // (pool.room or settings.judge_max_in_flight))
             detail = f"{waiting} judgements wait already; ask again in {wait_s} s"
             raise HTTPException(429, detail, headers={"Retry-After": str(wait_s)})
 
@@ -229,6 +228,7 @@ def _pool_state(pool: Pool, started: Started) -> dict[str, Any]:
                 "state": server.state,
                 "started": started.owns(server.url),
                 "in_flight": server.in_flight,
+                "room": server.room.size,
                 "answers": server.answers,
                 "losses": server.losses,
             }

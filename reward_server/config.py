@@ -53,7 +53,11 @@ class RewardSettings(ServiceSettings):
     )
     judge_max_num_seqs: int = field(default=64, metadata={"help": "Verdicts the judge's server writes at once."})
     judge_max_in_flight: int = field(
-        default=256, metadata={"help": "Requests that one GenRM server gets at once; more wait in the service."}
+        default=256,
+        metadata={"help": "Requests that one GenRM server gets at once, at the most; more wait in the service."},
+    )
+    judge_adaptive_in_flight: bool = field(
+        default=True, metadata={"help": "Give a GenRM server fewer requests while it could only queue them."}
     )
     judge_max_queue: int = field(
         default=1024,

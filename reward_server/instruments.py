@@ -85,11 +85,13 @@ class _PoolGauges(Collector):
         lost = GaugeMetricFamily("reward_lost_calls", "Calls lost with a server, each counted once.")
         lost.add_metric([], self._pool.lost_calls)
         in_flight = GaugeMetricFamily("reward_in_flight", "Calls a server is at work on.", labels=["server"])
+        room = GaugeMetricFamily("reward_room", "Calls a server gets at once, by its load.", labels=["server"])
         ready = GaugeMetricFamily("reward_server_ready", "1 where a server takes calls.", labels=["server"])
         for server in servers:
             in_flight.add_metric([server.url], server.in_flight)
+            room.add_metric([server.url], server.room.size)
             ready.add_metric([server.url], server.state == "ready")
-        gauges = [waiting, lost, in_flight, ready]
+        gauges = [waiting, lost, in_flight, room, ready]
         hits = hit_share([server.cache for server in servers])
         if hits is not None:
             gauges.append(GaugeMetricFamily("reward_prefix_cache_hit_share", "Of the judges' prompts.", value=hits))

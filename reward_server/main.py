@@ -89,6 +89,7 @@ async def serve(
             session,
             token,
             max_in_flight=settings.judge_max_in_flight,
+            adaptive=settings.judge_adaptive_in_flight,
             health_timeout_s=settings.judge_health_timeout_s,
         ) as pool,
     ):

@@ -7,7 +7,8 @@
 A call goes to the server that its *affinity* (the conversation) prefers among those that are ready, so that calls about
 one conversation find its prefix in one cache. Preference is by rendezvous hashing: a server that joins or leaves moves
 the conversations of its own and no others. A server that has much more in flight than the others is passed over, which
-is consistent hashing with bounded loads (Mirrokni et al., arXiv 1608.01350).
+is consistent hashing with bounded loads (Mirrokni et al., arXiv 1608.01350). How much a server may have in flight at
+all follows what it says of its load (`wire.load`): what it could only queue waits here, for whichever server is free.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from typing import Any, Literal, Self
 import aiohttp
 import msgspec
 
+from reward_server.figures import read_figures
 from reward_server.peer import FIRST_PAUSE_S, LONGEST_PAUSE_S, Call, Peer, Reply, busy_pause
 from reward_server.prefix_cache import PrefixCache
 from reward_server.seeds import derived_seed
 from wire.errors import ServiceError
+from wire.load import LOOK_INTERVAL_S, Load, Room
 
 HEALTH_INTERVAL_S = 1.0
 HEALTH_TIMEOUT_S = 5.0
-CACHE_INTERVAL_S = 10.0  # how often a server is asked for its prefix-cache counters
 LOAD_BOUND = 1.25  # a server may have this many times the mean in flight before calls pass it over
 LEAST_BOUND = 8  # calls in flight below which nobody is passed over
 MAX_DEATHS = 3  # servers that may die over one call: a request that kills servers must not visit them all
@@ -43,9 +45,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Server:
-    """One GenRM server of the pool. `last_sign` is when it last answered anything, in seconds of the loop's clock."""
+    """One GenRM server of the pool. `room` is how many calls it gets at once; `last_sign` is when it last answered
+    anything, in seconds of the loop's clock."""
 
     peer: Peer
+    room: Room
     state: State = "starting"
     in_flight: int = 0
     answers: int = 0
@@ -88,7 +92,8 @@ class Pool:
     Args:
         session: carries the calls; see `peer.open_session`.
         token: the run's access token.
-        max_in_flight: calls that one server gets at once.
+        max_in_flight: calls that one server gets at once, at the most.
+        adaptive: whether a server gets fewer while it says that it cannot begin them, or preempts.
         health_timeout_s: a server that gives no sign for so long is lost.
     """
 
@@ -98,10 +103,11 @@ class Pool:
         token: str,
         *,
         max_in_flight: int,
+        adaptive: bool = True,
         health_timeout_s: float = 15.0,
     ) -> None:
         self._session, self._token = session, token
-        self._max_in_flight, self._health_timeout_s = max_in_flight, health_timeout_s
+        self._max_in_flight, self._adaptive, self._health_timeout_s = max_in_flight, adaptive, health_timeout_s
         self._servers: dict[str, Server] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._waiters: deque[_Waiter] = deque()
@@ -140,14 +146,19 @@ class Pool:
         """Calls that a server is at work on."""
         return sum(server.in_flight for server in self._servers.values())
 
+    @property
+    def room(self) -> int:
+        """Calls that the ready servers get at once, all together."""
+        return sum(server.room.size for server in self._servers.values() if server.state == "ready")
+
     def add(self, url: str) -> None:
         """Take a server in; it gets calls as soon as its `/health` answers. One that is here already stays."""
         url = url.rstrip("/")
         known = self._servers.get(url)
         if known is None:
-            server = Server(Peer(self._session, url, self._token))
+            server = Server(Peer(self._session, url, self._token), Room(1, self._max_in_flight))
             self._servers[url] = server
-            self._watches[url] = asyncio.create_task(self._watch(server), name=f"watch {url}")
+            self._watches[url] = asyncio.create_task(self._follow(server), name=f"watch {url}")
         elif known.state == "leaving":
             self._set_state(known, "starting")
 
@@ -269,7 +280,7 @@ class Pool:
         """The server for a call; None where none has room."""
         ready = [server for server in self._servers.values() if server.state == "ready"]
         fresh = [server for server in ready if server.url not in avoid]
-        free = [server for server in fresh or ready if server.in_flight < self._max_in_flight]
+        free = [server for server in fresh or ready if server.in_flight < server.room.size]
         if len(free) < 2:
             return free[0] if free else None
         mean = (1 + sum(server.in_flight for server in ready)) / len(ready)
@@ -277,12 +288,29 @@ class Pool:
         light = [server for server in free if server.in_flight < bound]
         return max(light or free, key=lambda server: derived_seed(affinity, server.url))
 
-    # --- health
+    # --- health and load
+
+    async def _follow(self, server: Server) -> None:
+        """Ask after a server for as long as it is in the pool."""
+        await asyncio.gather(self._watch(server), self._look_again_and_again(server))
+
+    async def _look_again_and_again(self, server: Server) -> None:
+        """Read its figures while it is ready: beside its health, which must not wait for them."""
+        while True:
+            if server.state == "ready":
+                self._look(server, await read_figures(server.peer))
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    def _look(self, server: Server, figures: dict[str, list[float]]) -> None:
+        """Take the figures in; where it did not answer, all stays as it is."""
+        server.cache.update(figures)
+        load = Load.of(figures)
+        if load is not None and self._adaptive:
+            server.room.look(load, server.in_flight)
+            self._deal()
 
     async def _watch(self, server: Server) -> None:
-        """Ask after a server for as long as it is in the pool."""
         loop = asyncio.get_running_loop()
-        cache_due = 0.0
         while True:
             refused = await self._probe(server)
             silent = loop.time() - server.last_sign > self._health_timeout_s
@@ -291,9 +319,6 @@ class Pool:
             if server.state == "lost" and (refused or self.num_ready):
                 # Where no other server is ready, calls to a silent one may still come through: it may only be slow.
                 server.give_up_calls()
-            if server.state == "ready" and loop.time() >= cache_due:
-                cache_due = loop.time() + CACHE_INTERVAL_S
-                await server.cache.update(server.peer)
             await asyncio.sleep(HEALTH_INTERVAL_S if server.state == "ready" else HEALTH_INTERVAL_S / 4)
 
     async def _probe(self, server: Server) -> bool:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import aiohttp
-
-from reward_server.peer import Peer
-
-METRICS_TIMEOUT_S = 5.0
 QUERIES, HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
 
 
@@ -21,26 +15,10 @@ class PrefixCache:
     queries: float = 0.0
     hits: float = 0.0
 
-    async def update(self, peer: Peer) -> None:
-        """Read the server's `/metrics`; the last numbers stay where it does not answer."""
-        try:
-            reply = await peer.get("/metrics", METRICS_TIMEOUT_S)
-        except (aiohttp.ClientError, OSError):
-            return
-        if reply.status == 200:
-            # Off the event loop: vLLM's page has thousands of lines.
-            self.queries, self.hits = await asyncio.to_thread(read_counters, reply.text)
-
-
-def read_counters(page: str) -> tuple[float, float]:
-    """(queries, hits) of a metrics page in Prometheus' text format, summed over engines."""
-    totals = {QUERIES: 0.0, HITS: 0.0}
-    for line in page.splitlines():
-        name, _, rest = line.partition("{")
-        if name in totals:
-            with suppress(ValueError):  # a line that another version writes otherwise is no reason to lose the server
-                totals[name] += float(rest.rpartition(" ")[2])
-    return totals[QUERIES], totals[HITS]
+    def update(self, samples: Mapping[str, list[float]]) -> None:
+        """Take the counters from samples of the server's page, summed over engines; those it lacks stay."""
+        self.queries = sum(samples.get(QUERIES) or [self.queries])
+        self.hits = sum(samples.get(HITS) or [self.hits])
 
 
 def hit_share(caches: list[PrefixCache]) -> float | None:

@@ -40,6 +40,9 @@ class RolloutSettings(ServiceSettings):
     rollout_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs (or cores) a replica is split over."})
     rollout_gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU a replica takes."})
     rollout_max_num_seqs: int = field(default=128, metadata={"help": "Completions a replica writes at once."})
+    adaptive_in_flight: bool = field(
+        default=True, metadata={"help": "Give a replica fewer completions while its KV cache holds no more."}
+    )
     rollout_timeout_s: float = field(default=1800.0, metadata={"help": "Deadline of one prompt's completions."})
     rollout_extra_args: str = field(default="", metadata={"help": "More flags for vLLM, as one string."})
 

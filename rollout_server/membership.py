@@ -36,7 +36,8 @@ class Replica:
     """One rollout server, from one boot of it to its end.
 
     `world_size` is its number of workers; `version` what it took last, whole; `streams` the prompts it is writing for;
-    `paused_s` how long its generation stood still for pushes; `since` monotonic time of the last change of state.
+    `room` how many completions it is to write at once, 0 as many as the settings say; `paused_s` how long its
+    generation stood still for pushes; `since` monotonic time of the last change of state.
     """
 
     url: str
@@ -49,6 +50,7 @@ class Replica:
     reason: str = ""
     since: float = field(default_factory=time.monotonic)
     streams: set[asyncio.Task[Any]] = field(default_factory=set)
+    room: int = 0
     paused_s: float = 0.0
     last_pause_s: float = 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,23 +39,38 @@ class Places:
     write, and it is lost with it. So prompts beyond what the replicas write at once wait here.
 
     Args:
-        room: completions that a replica writes at once; 0: any number.
+        room: completions that a replica writes at once, unless it has a room of its own; 0: any number.
     """
 
     def __init__(self, room: int) -> None:
-        self._room = room
+        self._room = room or math.inf
         self._open: Counter[Replica] = Counter()
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap by the prompts' age
         self._arrivals = count()
 
     def choose(self, replicas: Sequence[Replica], avoid: Container[Replica]) -> Replica | None:
         """The replica with the fewest completions to write; None where all that are not to be avoided are full."""
-        best, fewest = None, self._room or float("inf")
+        best, fewest = None, math.inf
         for replica in replicas:
             num = self._open.get(replica, 0)
-            if num < fewest and replica not in avoid:
+            if num < min(fewest, self.room(replica)) and replica not in avoid:
                 best, fewest = replica, num
         return best
+
+    def room(self, replica: Replica) -> float:
+        """Completions that it writes at once; infinite where there is no limit."""
+        return replica.room or self._room
+
+    def set_room(self, replica: Replica, num: int) -> None:
+        """It writes `num` completions at once from now on; of those that it has beyond that, none is taken away."""
+        more = num - max(self.room(replica), self._open.get(replica, 0))
+        replica.room = num
+        if more > 0:
+            self.wake(int(more))
+
+    def in_flight(self, replica: Replica) -> int:
+        """Completions that it has to write."""
+        return self._open.get(replica, 0)
 
     @contextmanager
     def held(self, replica: Replica, futures: Sequence[asyncio.Future[Any]]) -> Iterator[None]:
@@ -62,7 +78,7 @@ class Places:
 
         def give_back(_: Any) -> None:
             self._open[replica] -= 1
-            if self._open[replica] < self._room:
+            if self._open[replica] < self.room(replica):
                 self.wake(1)
             if not self._open[replica]:
                 del self._open[replica]
@@ -94,10 +110,10 @@ class Places:
         while True:
             await members.changed(NEWS_S)
             replicas = members.ready()
-            room = sum(max(0, self._room - self._open.get(replica, 0)) for replica in replicas)
+            room = sum(max(0, self.room(replica) - self._open.get(replica, 0)) for replica in replicas)
             self.wake(room if replicas else len(self._waiting))
 
-    def wake(self, num: int) -> None:
+    def wake(self, num: float) -> None:
         """Wake the oldest `num` that wait."""
         while num > 0 and self._waiting:
             _, _, future = heapq.heappop(self._waiting)

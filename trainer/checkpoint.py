@@ -14,12 +14,13 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from trainer.config import RunSettings
 from trainer.folders import aside_of, in_thread, remove_folder, replace_folder
+from trainer.ledger import LEDGER_FILE
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 
@@ -37,8 +38,8 @@ class Saver(Protocol):
 
 @dataclass(frozen=True)
 class DriverState:
-    """`next_prompt` is the place in the prompt stream; the size of a step, the ranks, the seed and the adapters must be
-    the same on resume. `deterministic`: of the run that wrote it."""
+    """`next_prompt` is the place in the prompt stream, `taken_ahead` are places beyond it that are used. The size of a
+    step, the ranks, the seed and the adapters must be the same on resume. `deterministic`: of the run that wrote it."""
 
     lineage: int
     step: int
@@ -48,15 +49,7 @@ class DriverState:
     seed: int
     deterministic: bool = False
     adapters: str = "none"
-
-    def resumed_version(self, *, deterministic: bool) -> PolicyVersion:
-        """The version that a run goes on from.
-
-        A deterministic run repeats its earlier life exactly, so the lineage, and with it every stamp and seed, goes on.
-        Else it is a new one: what the earlier life wrote at the same steps must not be taken for ours.
-        """
-        is_same = deterministic and self.deterministic
-        return PolicyVersion(self.lineage if is_same else self.lineage + 1, self.step)
+    taken_ahead: list[int] = field(default_factory=list)
 
 
 class Checkpoints:
@@ -82,6 +75,8 @@ class Checkpoints:
     def to_resume(self) -> tuple[Path, DriverState] | None:
         """The checkpoint that `resume_from_checkpoint` names, read; None for a fresh start.
 
+        `latest` is a fresh start, too, where the run died before its first checkpoint: its ledger is there.
+
         Raises:
             ConfigError: there is none, or its step has another size than this run's.
         """
@@ -89,6 +84,8 @@ class Checkpoints:
         if not wanted:
             return None
         paths: Sequence[Path] = self.existing() if wanted == "latest" else [Path(wanted)]
+        if not paths and (self._folder / LEDGER_FILE).is_file():
+            return None
         if not paths:
             raise ConfigError(f"resume_from_checkpoint latest: {self._folder} holds no checkpoint")
         try:
@@ -115,7 +112,14 @@ class Checkpoints:
         for path in self._folder.glob(".checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    async def save(self, saver: Saver, version: PolicyVersion, next_prompt: int) -> Path:
+    def first_needed(self) -> int:
+        """The earliest place of the prompt stream that a checkpoint that is there goes on from; 0 where none is."""
+        states = [json.loads((path / "state.json").read_text()) for path in self.existing()]
+        return min((int(state["next_prompt"]) for state in states), default=0)
+
+    async def save(
+        self, saver: Saver, version: PolicyVersion, next_prompt: int, taken_ahead: Sequence[int] = ()
+    ) -> Path:
         """Write a checkpoint, then drop the oldest beyond save_total_limit; returns its path.
 
         The event loop stays free meanwhile: replicas and judge go on working.
@@ -129,13 +133,15 @@ class Checkpoints:
         try:
             aside.mkdir(parents=True)
             await saver.save(str(aside))
-            (aside / "state.json").write_text(json.dumps(asdict(self._state(version, next_prompt)), indent=2))
+            (aside / "state.json").write_text(
+                json.dumps(asdict(self._state(version, next_prompt, taken_ahead)), indent=2)
+            )
             await in_thread(self._make_final, aside, final)
         except (ServiceError, OSError) as error:
             raise self._failure(final, aside, error) from error
         return final
 
-    def _state(self, version: PolicyVersion, next_prompt: int) -> DriverState:
+    def _state(self, version: PolicyVersion, next_prompt: int, taken_ahead: Sequence[int]) -> DriverState:
         settings = self._settings
         return DriverState(
             lineage=version.lineage,
@@ -146,6 +152,7 @@ class Checkpoints:
             seed=settings.seed,
             deterministic=settings.deterministic,
             adapters=settings.adapters,
+            taken_ahead=sorted(taken_ahead),
         )
 
     def _make_final(self, aside: Path, final: Path) -> None:

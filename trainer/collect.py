@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+from reward_server.client import VerdictMemory
 from trainer.advantages import takes_part
 from trainer.batch import Sample
 from trainer.config import RunSettings
 from trainer.group import Group
+from trainer.ledger import GroupMemory
 from trainer.numerics import measure_gap
 from trainer.prompts import Prompt, hash_seed
 from trainer.rloo import assemble_reward
@@ -22,6 +24,7 @@ from trainer.verdicts import VerdictRecord
 from wire.errors import PromptDropped, ServiceError
 from wire.generation import Completion, PolicyVersion
 from wire.judgement import GroupVerdict, Message
+from wire.waits import waiter
 
 TIMELY = frozenset({"timeout", "server_lost"})  # reasons for a missing verdict that are no property of the text
 
@@ -32,7 +35,13 @@ class Rollouts(Protocol):
     """The fleet as a writer of completions; `rollout_server.client.RolloutClient` is the real one."""
 
     def generate(
-        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str]
+        self,
+        token_ids: Sequence[int],
+        num: int,
+        *,
+        seed: int,
+        salt: Callable[[], str],
+        known: Mapping[int, Completion] = ...,
     ) -> AbstractAsyncContextManager[Sequence[asyncio.Future[Completion]]]: ...
 
 
@@ -40,8 +49,18 @@ class Judge(Protocol):
     """The reward service; `reward_server.client.RewardClient` is the real one."""
 
     async def group(
-        self, conversation: Sequence[Message], completions: Sequence[asyncio.Future[str | None]], seed: int
+        self,
+        conversation: Sequence[Message],
+        completions: Sequence[asyncio.Future[str | None]],
+        seed: int,
+        memory: VerdictMemory | None = None,
     ) -> GroupVerdict: ...
+
+
+class Ledger(Protocol):
+    """What was written and judged before; `trainer.ledger.Ledger` is the real one."""
+
+    def recall(self, occurrence: int, oldest_step: int) -> GroupMemory: ...
 
 
 class Reference(Protocol):
@@ -69,6 +88,7 @@ class Collector:
         decode: token ids of a completion -> text for the judge.
         version: the version whose weights are live.
         learner_version: the version whose weights the learner holds, or is making.
+        ledger: recalls what was there before, and keeps what comes.
     """
 
     def __init__(
@@ -80,8 +100,10 @@ class Collector:
         decode: Callable[[Sequence[int]], str],
         version: Callable[[], PolicyVersion],
         learner_version: Callable[[], PolicyVersion],
+        ledger: Ledger,
     ) -> None:
         self._settings, self._rollouts, self._judge, self._learner = settings, rollouts, judge, learner
+        self._ledger = ledger
         self._decode, self._version, self._learner_version = decode, version, learner_version
         self.verdicts = VerdictRecord(settings.judge_max_unreadable)  # of training, held-out prompts excluded
         self.num_at: Counter[str] = Counter()  # groups at each stage: who waits for whom
@@ -90,19 +112,26 @@ class Collector:
         """The stage that most groups are at."""
         return max(self.num_at, key=lambda stage: self.num_at[stage], default="nobody")
 
-    async def judged(self, prompt: Prompt, *, purpose: str = "train") -> Judged:
-        """Completions and the judge's verdict. Each pair is judged as soon as both are written."""
+    async def judged(self, prompt: Prompt, *, purpose: str = "train", memory: GroupMemory | None = None) -> Judged:
+        """Completions and the judge's verdict. Each pair is judged as soon as both are written.
+
+        `memory` holds what is there already, and keeps what comes.
+        """
         settings = self._settings
         seed = hash_seed(settings.seed, purpose, prompt.occurrence, self._version().label)
         pairing_seed = hash_seed(settings.seed, purpose, prompt.occurrence)
         conversation = [Message(**turn) for turn in prompt.conversation]
+        known = memory.completions if memory else {}
         generating = self._rollouts.generate(
-            prompt.token_ids, settings.rloo_k, seed=seed, salt=lambda: self._version().label
+            prompt.token_ids, settings.rloo_k, seed=seed, salt=lambda: self._version().label, known=known
         )
         seconds: dict[str, float] = {}
         async with generating as futures:
+            if memory is not None:
+                for index in set(range(settings.rloo_k)).difference(known):
+                    futures[index].add_done_callback(partial(_keep, memory))
             texts = [asyncio.ensure_future(self._text(future)) for future in futures]
-            judging = asyncio.ensure_future(self._judge.group(conversation, texts, pairing_seed))
+            judging = asyncio.ensure_future(self._judge.group(conversation, texts, pairing_seed, memory))
             try:
                 with self._at("replicas", seconds, "generate"):
                     completions = await asyncio.gather(*(asyncio.shield(future) for future in futures))
@@ -120,22 +149,30 @@ class Collector:
     @contextmanager
     def _at(self, stage: str, seconds: dict[str, float], name: str) -> Iterator[None]:
         self.num_at[stage] += 1
-        started = time.monotonic()
+        now = asyncio.get_running_loop().time
+        started = now()
         try:
             yield
         finally:
-            seconds[name] = time.monotonic() - started
+            seconds[name] = now() - started
             self.num_at[stage] -= 1
 
-    async def __call__(self, prompt: Prompt) -> Group:
-        """The whole group.
+    async def __call__(self, prompt: Prompt, num_before: int = 0) -> Group:
+        """The whole group. At most `num_before` groups are trained on before it, which says how old its completions
+        may be now.
 
         Raises:
             PromptDropped: fewer than two completions have a score (and are not masked, under
                 mask_truncated_completions).
             ServiceError: in a deterministic run, a verdict is missing for a reason that lies in time.
         """
-        judged = await self.judged(prompt)
+        with waiter(f"group {prompt.occurrence}"):
+            return await self._made(prompt, num_before)
+
+    async def _made(self, prompt: Prompt, num_before: int) -> Group:
+        trained_at = self._version().step + num_before // self._settings.prompts_per_step
+        memory = self._ledger.recall(prompt.occurrence, oldest_step=trained_at - self._settings.max_lag)
+        judged = await self.judged(prompt, memory=memory)
         self.verdicts.note(judged.verdict, [len(completion.token_ids) for completion in judged.completions])
         if self._settings.deterministic:
             self._refuse_a_loss_to_time(prompt, judged)
@@ -221,3 +258,8 @@ class Collector:
             thought_weight=settings.thought_length_weight,
             overlong=overlong if settings.overlong_weight else None,
         )
+
+
+def _keep(memory: GroupMemory, future: asyncio.Future[Completion]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        memory.wrote(future.result())

@@ -60,6 +60,12 @@ class RunSettings(RolloutSettings, CheckSettings):
         default=0, metadata={"help": "Token budget of a packed micro-batch; 0: one longest completion."}
     )
     max_lag: int = field(default=1, metadata={"help": "Most optimizer steps a completion may be behind; 0: on-policy."})
+    lookahead: int = field(
+        default=0, metadata={"help": "How many later groups may be trained on before one that is not ready."}
+    )
+    replace_equal_rewards: bool = field(
+        default=False, metadata={"help": "A group whose rewards are all equal gives its place to the next."}
+    )
 
     judge_max_unreadable: float = field(
         default=0.25, metadata={"help": "The run ends when more than this share of a step's verdicts cannot be read."}
@@ -184,6 +190,11 @@ class RunSettings(RolloutSettings, CheckSettings):
         return self.completions_per_step // self.rloo_k
 
     @property
+    def groups_alive(self) -> int:
+        """Groups that are in the making or trained on at once, most of all: what keeps the lag within max_lag."""
+        return (self.max_lag + 1) * self.prompts_per_step - self.lookahead
+
+    @property
     def num_steps(self) -> int:
         """Steps of the run; the last one may overshoot `total_episodes`."""
         return math.ceil(self.total_episodes / self.completions_per_step)
@@ -242,6 +253,7 @@ class RunSettings(RolloutSettings, CheckSettings):
         }  # fmt: skip
         for name in (
             "max_lag",
+            "lookahead",
             "kl_coef",
             "num_eval_prompts",
             "save_steps",
@@ -311,4 +323,9 @@ class RunSettings(RolloutSettings, CheckSettings):
             raise ConfigError(
                 f"per_device_train_batch_size ({size}) x gradient_accumulation_steps ({accumulation}) = "
                 f"{optimizer_step} completions do not divide by rloo_k ({self.rloo_k}); rloo_k can be {remedy}"
+            )
+        if self.lookahead > self.max_lag * self.prompts_per_step:
+            raise ConfigError(
+                f"lookahead ({self.lookahead}) must be at most max_lag ({self.max_lag}) x prompts a step "
+                f"({self.prompts_per_step}): so many fewer groups are alive, and they must fill a step"
             )

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from wire.errors import ConfigError
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """The folder, made where it is missing, is this process's while the context is open, or until the process ends.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"output_dir {folder}: another run writes there; give this one a folder of its own, or end the other"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def aside_of(final: Path) -> Path:

@@ -45,9 +45,19 @@ class Group:
         return leave_one_out([None if r is None or a is None else r - term for r, term, a in rows])
 
     @property
+    def has_signal(self) -> bool:
+        """Whether the rewards differ: where all are equal every advantage is 0."""
+        return len({reward for reward in self.rewards_K if reward is not None}) > 1
+
+    @property
+    def versions(self) -> set[PolicyVersion]:
+        """All weights that wrote any token of the group."""
+        return {PolicyVersion.parse(span.version) for c in self.completions for span in c.versions}
+
+    @property
     def oldest_version(self) -> PolicyVersion:
-        """The oldest weights that wrote any token of the group."""
-        return min(PolicyVersion.parse(span.version) for c in self.completions for span in c.versions)
+        """Those of the fewest steps. A lineage and its parent have the same weights at the step of the fork."""
+        return min(self.versions, key=lambda version: (version.step, version.lineage))
 
     def samples(self) -> list[Sample]:
         """What is trained on: the completions with an advantage."""

@@ -21,6 +21,7 @@ from trainer.capacity_report import capacity_lines
 from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
+from trainer.folders import held_alone
 from trainer.journal import write_summary
 from trainer.material import Material, load_material
 from trainer.plan import make_plan
@@ -91,10 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     material = load_material(settings, say)
     token = read_or_create_token(settings.token_file)
-    Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
     if not settings.ray_address:
         prepare_embedded_ray()
-    with Supervised():
+    with held_alone(Path(settings.output_dir)), Supervised():
         try:
             summary = asyncio.run(run_until_signal(settings, material, token))
         except asyncio.CancelledError:

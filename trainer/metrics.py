@@ -49,7 +49,7 @@ def step_metrics(
     errors = [error for group in groups for error in group.verdict.standard_errors or () if error is not None]
     flipped = [flipped_share(group.advantages_K, group.plain_advantages_K) for group in groups]
     stops = set(stop_token_ids)
-    num_flat = sum(len({r for r in group.rewards_K if r is not None}) < 2 for group in groups)
+    num_flat = sum(not group.has_signal for group in groups)
     return {
         "objective/kl": _mean([kl for _, _, kl, _ in scored]),
         "objective/entropy": _mean([entropy for *_, entropy in scored]),

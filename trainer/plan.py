@@ -43,7 +43,7 @@ class Plan:
             f"mini-batches x {s.num_learner_ranks} ranks) = {s.prompts_per_step} prompts x K {s.rloo_k}",
             f"episodes         {s.num_steps * s.completions_per_step} ({s.total_episodes} asked for), "
             f"{s.num_steps * s.prompts_per_step} prompts",
-            f"lag              at most {s.max_lag} steps; {(s.max_lag + 1) * s.prompts_per_step} groups alive at once",
+            f"lag              at most {s.max_lag} steps; {s.groups_alive} groups alive at once",
             f"optimizer        AdamW, lr {s.learning_rate:g}, {s.lr_scheduler_type}, "
             f"{round(s.warmup_ratio * s.num_steps * s.optimizer_steps_per_step)} of "
             f"{s.num_steps * s.optimizer_steps_per_step} steps warm up",

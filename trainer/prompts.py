@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,16 +84,19 @@ class PromptStream:
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
         self._prompts, self._seed = list(prompts), seed
         self._next = 0
+        self._skip: frozenset[int] = frozenset()
         self._order: tuple[int, list[int]] = (-1, [])
 
-    def seek(self, occurrence: int) -> None:
-        """Go on from this place of the stream."""
-        self._next = occurrence
+    def seek(self, occurrence: int, skip: Iterable[int] = ()) -> None:
+        """Go on from this place of the stream, and leave out the places in `skip`."""
+        self._next, self._skip = occurrence, frozenset(skip)
 
     def __iter__(self) -> Iterator[Prompt]:
         return self
 
     def __next__(self) -> Prompt:
+        while self._next in self._skip:
+            self._next += 1
         epoch, place = divmod(self._next, len(self._prompts))
         if self._order[0] != epoch:
             order = list(range(len(self._prompts)))

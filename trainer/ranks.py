@@ -14,9 +14,25 @@ from trainer.stats import StepStats, merge
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
 from wire.membership import Member, TransferReport
+from wire.waits import waiting
 
 TRANSFER_MARGIN_S = 20.0  # a rank keeps a transfer's deadline itself; this is for its host
 CLOSE_TIMEOUT_S = 10.0
+STEPS, SCORES, LOADS, SAVES, EXPORTS = "steps", "scores", "loads weights", "saves", "exports"
+FORMS_GROUP, SENDS = "forms the transfer group", "sends weights"
+LEARNER = "learner"  # all ranks, as a peer
+REASONS = {  # of waiting for a rank, by the call
+    "pick_port": "picks a port",
+    "setup": "loads the policy",
+    "step": STEPS,
+    "reference": SCORES,
+    "open_transfer": FORMS_GROUP,
+    "send_weights": SENDS,
+    "save": SAVES,
+    "load": LOADS,
+    "export": EXPORTS,
+    "export_adapter": EXPORTS,
+}
 
 
 class Learner:
@@ -67,7 +83,8 @@ class Learner:
         self._waiting.append((samples, future))
         if self._scorer is None or self._scorer.done():
             self._scorer = asyncio.create_task(self._score_waiting())
-        return await future
+        with waiting(LEARNER, SCORES):
+            return await future
 
     async def _score_waiting(self) -> None:
         while self._waiting:
@@ -177,9 +194,13 @@ class Learner:
 
     async def _wait(self, calls: Sequence[Any], method: str, timeout_s: float | None = None) -> list[Any]:
         """All replies; the first rank that fails fails the call, for the others may wait for it in a collective."""
-        tasks = {asyncio.ensure_future(_as_coroutine(call)): rank for rank, call in enumerate(calls)}
+        reason = REASONS.get(method, method)
+        tasks = {
+            asyncio.ensure_future(_watched(call, f"learner {rank}", reason)): rank for rank, call in enumerate(calls)
+        }
         timeout_s = timeout_s or self._settings.learner_timeout_s
-        done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        with waiting(LEARNER, reason):
+            done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         for task in pending:
             task.cancel()
         for task in done:
@@ -190,6 +211,11 @@ class Learner:
             late = ", ".join(str(tasks[task]) for task in pending)
             raise ServiceError(f"learner rank {late} did not finish {method} within {timeout_s:.0f} s")
         return [task.result() for task in tasks]
+
+
+async def _watched(reference: Any, peer: str, reason: str) -> Any:
+    with waiting(peer, reason, who=LEARNER):
+        return await reference
 
 
 async def _as_coroutine(reference: Any) -> Any:

@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from reward_server.check import check_judge
@@ -18,9 +20,11 @@ from trainer.evaluate import HeldOut, evaluate_held_out
 from trainer.export import Exports
 from trainer.group import Group
 from trainer.journal import Journal
+from trainer.ledger import Ledger
 from trainer.loop import train
 from trainer.material import Material
 from trainer.numerics import NumericsGate
+from trainer.pipeline import Pipeline
 from trainer.prompts import PromptStream
 from trainer.services import Services, running_services
 from wire.errors import ServiceError
@@ -50,6 +54,15 @@ async def run(settings: RunSettings, material: Material, token: str, say: Callab
             await asyncio.gather(watch, observe, work, return_exceptions=True)
 
 
+@dataclass(frozen=True)
+class Done:
+    """The last whole step, and what is used of the prompt stream: all before `next_prompt`, and `taken_ahead`."""
+
+    version: PolicyVersion
+    next_prompt: int
+    taken_ahead: frozenset[int]
+
+
 class Run:
     """The driver's own part: what is live, what is done, what is saved.
 
@@ -68,7 +81,7 @@ class Run:
         self._say = say
         self._checkpoints, self._exports = Checkpoints(settings), Exports(settings)
         self._live = PolicyVersion(0, 0)  # what the replicas hold
-        self._done = (PolicyVersion(0, 0), 0)  # the last whole step, and the first prompt it did not use
+        self._done = Done(PolicyVersion(0, 0), 0, frozenset())
         self._first_step = 0
 
     async def go(self, started: float) -> dict[str, Any]:
@@ -76,7 +89,11 @@ class Run:
         settings, material = self._settings, self._material
         if material.pairs:
             await check_judge(self._services.judge, settings, material.pairs, self._say)
-        await self._restore()
+        async with await self._restore() as ledger:
+            return await self._run(ledger, started)
+
+    async def _run(self, ledger: Ledger, started: float) -> dict[str, Any]:
+        settings, material = self._settings, self._material
         sampling = Sampling(settings.response_length, settings.temperature, material.stop_token_ids)
         fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
         timeout_s, room = settings.rollout_timeout_s, settings.rollout_max_num_seqs
@@ -89,6 +106,7 @@ class Run:
                 material.decode,
                 version=lambda: self._live,
                 learner_version=lambda: learner.version,
+                ledger=ledger,
             )
             stops, waits = material.stop_token_ids, collector.slowest
             journal = Journal(
@@ -96,50 +114,57 @@ class Run:
                 first_step=self._first_step,
                 stop_token_ids=stops,
                 waits=waits,
-                services=lambda: collector.verdicts.drain() | self._services.judge_metrics() | fleet.metrics(),
+                services=lambda: (
+                    collector.verdicts.drain() | self._services.judge_metrics() | fleet.metrics() | ledger.metrics()
+                ),
             )
             async with journal:
                 journal.add_seconds("start", time.monotonic() - started)
                 with journal.timed("publish"):
-                    await self._publish(self._done[0])
+                    await self._publish(self._done.version)
                 before = await self._held_out(collector, journal, "held-out, before")
-                version = await self._train(collector, journal)
+                version = await self._train(collector, ledger, journal)
                 after = await self._held_out(collector, journal, "held-out, after")
                 with journal.timed("export"):
                     await self._exports.save_final(learner)
                 return self._summary(version, await fleet.versions(), before, after) | journal.summary()
 
-    async def _restore(self) -> None:
+    async def _restore(self) -> Ledger:
+        """Load the checkpoint, if one is to be resumed, and open the ledger, which names the version to go on from."""
         self._checkpoints.clear_leftovers()
         found = self._checkpoints.to_resume()
-        if found is None:
-            return
-        path, state = found
-        await self._services.learner.load(str(path))
-        self._done = (state.resumed_version(deterministic=self._settings.deterministic), state.next_prompt)
-        self._first_step = state.step
-        self._services.learner.begin_at(self._done[0])
-        self._say(f"resumed from {path}: step {state.step}")
+        ledger = await asyncio.to_thread(Ledger.open, self._settings, found and found[1], self._say)
+        learner, version = self._services.learner, ledger.version
+        if found is not None:
+            path, state = found
+            await learner.load(str(path))
+            self._done = Done(version, state.next_prompt, frozenset(state.taken_ahead))
+            self._first_step = state.step
+            self._say(f"resumed from {path}: step {state.step}")
+        else:
+            self._done = Done(version, 0, frozenset())
+        learner.begin_at(version)
+        return ledger
 
     async def _publish(self, version: PolicyVersion) -> None:
         await self._services.fleet.publish(self._services.learner, version)
         self._live = version
 
-    async def _train(self, collector: Collector, journal: Journal) -> PolicyVersion:
-        version, next_prompt = self._done
+    async def _train(self, collector: Collector, ledger: Ledger, journal: Journal) -> PolicyVersion:
         prompts = PromptStream(self._material.prompts, self._settings.seed)
-        prompts.seek(next_prompt)
+        prompts.seek(self._done.next_prompt, self._done.taken_ahead)
         gate = NumericsGate(self._settings.max_first_logp_gap, self._settings.max_logp_gap)
         try:
             return await train(
                 self._settings,
-                version=version,
+                version=self._done.version,
                 prompts=prompts,
                 collect=collector,
                 inspect=lambda groups: self._inspect(groups, collector, gate),
                 learner=self._services.learner,
                 publish=self._publish,
-                checkpoint=self._checkpoint,
+                checkpoint=partial(self._checkpoint, ledger),
+                ledger=ledger,
                 journal=journal,
             )
         except (ServiceError, asyncio.CancelledError):
@@ -150,20 +175,27 @@ class Run:
     def _inspect(self, groups: Sequence[Group], collector: Collector, gate: NumericsGate) -> None:
         """Raises ServiceError where a step's groups must not be trained on."""
         collector.verdicts.check()
-        gate.check(groups, self._done[0])
+        gate.check(groups, self._done.version)
 
-    async def _checkpoint(self, version: PolicyVersion, next_prompt: int) -> None:
-        self._done = (version, next_prompt)
+    async def _checkpoint(self, ledger: Ledger, version: PolicyVersion, pipeline: Pipeline) -> None:
+        self._done = Done(version, pipeline.next_occurrence, frozenset(pipeline.taken_ahead))
         if self._checkpoints.is_due(version.step):
-            await self._checkpoints.save(self._services.learner, version, next_prompt)
+            await self._save()
+            await ledger.prune(self._checkpoints.first_needed())
         if self._exports.is_due(version.step):
             await self._exports.save(self._services.learner, version.step)
 
+    async def _save(self) -> Path:
+        done = self._done
+        return await self._checkpoints.save(
+            self._services.learner, done.version, done.next_prompt, sorted(done.taken_ahead)
+        )
+
     async def _save_what_is_done(self) -> None:
         """After a failure: a checkpoint of the last whole step, if that is what the learner still holds."""
-        learner, step = self._services.learner, self._done[0].step
+        learner, step = self._services.learner, self._done.version.step
         if step > self._first_step and learner.num_steps == step - self._first_step and not self._checkpoints.has(step):
-            self._say(f"checkpoint of step {step}: {await self._checkpoints.save(learner, *self._done)}")
+            self._say(f"checkpoint of step {step}: {await self._save()}")
 
     async def _held_out(self, collector: Collector, journal: Journal, title: str) -> HeldOut:
         with journal.timed("held_out"):

@@ -17,15 +17,16 @@ import aiohttp
 import pytest
 
 import reward_server.client
+import reward_server.figures
 import reward_server.judge
 import reward_server.pool
-import reward_server.prefix_cache
 import rollout_server.scale
 import rollout_server.started
 import trainer.preflight
 from reward_server import scale as reward_scale
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
+from reward_server.figures import read_figures
 from reward_server.instruments import Instruments
 from reward_server.judge import Judge
 from reward_server.peer import Peer, open_session
@@ -214,10 +215,10 @@ async def test_a_genrm_whose_health_is_silent_is_lost_and_its_call_goes_to_anoth
 
 
 async def test_the_cache_counters_of_a_silent_genrm_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_server.prefix_cache, "METRICS_TIMEOUT_S", DEADLINE_S)
+    monkeypatch.setattr(reward_server.figures, "METRICS_TIMEOUT_S", DEADLINE_S)
     async with silent_server() as url, open_session() as session:
         cache = PrefixCache(10.0, 5.0)
-        await in_time(cache.update(Peer(session, url, TOKEN)))
+        cache.update(await in_time(read_figures(Peer(session, url, TOKEN))))
     assert (cache.queries, cache.hits) == (10.0, 5.0)
 
 

@@ -54,7 +54,7 @@ class FakePool:
     """A pool as the API reads it."""
 
     def __init__(self) -> None:
-        self.num_ready, self.num_waiting, self.lost_calls = 1, 0, 0
+        self.num_ready, self.num_waiting, self.lost_calls, self.room = 1, 0, 0, 256
         self.servers = []
 
 

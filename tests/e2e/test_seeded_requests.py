@@ -8,15 +8,19 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+import rollout_server.rooms
 from rollout_server.client import RolloutClient, Sampling
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_command
+from rollout_server.rooms import Rooms
 from tests.e2e.conftest import START_S, TOY
 from tests.rollout_server.roster import Roster
 from wire.engine import vllm_environment
 from wire.generation import Completion
+from wire.load import Load
 from wire.process import ServerProcess, free_port
 from wire.token import auth_headers, read_token
 
@@ -89,3 +93,49 @@ async def test_an_overfull_prefill_and_preemption_neither_crash_it_nor_change_wh
     calm = await write_all(replica, token, at_once=2)
     equal = sum(a.token_ids == b.token_ids for a, b in zip(pressed, calm, strict=True))
     assert equal >= 0.95 * len(calm), f"only {equal} of {len(calm)} are the same with and without pressure"
+
+
+MOST = 32  # completions in flight at first; the cache holds four to eight, by how far they are
+
+
+async def load_of(session: aiohttp.ClientSession, url: str) -> Load:
+    async with session.get(f"{url}/metrics") as reply:
+        load = Load.read(await reply.text())
+    assert load is not None, "the server's page lacks a figure"
+    return load
+
+
+async def test_a_room_comes_down_to_what_the_cache_holds_and_then_no_prompt_waits_in_the_server(
+    replica: str, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_server.rooms, "LOOK_INTERVAL_S", 0.5)
+    token = read_token(token_file)
+    roster, sampling = Roster(replica), Sampling(NUM_TOKENS, 1.0, ())
+    (member,) = roster.ready()
+    async with (
+        aiohttp.ClientSession(headers=auth_headers(token)) as session,
+        RolloutClient(roster, token, sampling, timeout_s=240, room=MOST) as client,
+    ):
+
+        async def write_for_ever(index: int) -> None:
+            while True:
+                prompt = [5 + (index * 31 + i * 7) % 700 for i in range(PROMPT_TOKENS)]
+                async with client.generate(prompt, 2, seed=10**12 + 1000 * index, salt=lambda: "x") as futures:
+                    await asyncio.gather(*futures)
+
+        rooms = Rooms(session, roster, client._places, least=2, most=MOST)
+        work = [asyncio.create_task(write_for_ever(index)) for index in range(MOST)]
+        following = asyncio.create_task(rooms.follow())
+        most_waiting, load = 0.0, await load_of(session, replica)
+        try:
+            async with asyncio.timeout(300):
+                while not (0 < member.room <= 8 and load.waiting < 2 and load.running > 0):
+                    assert not following.done()
+                    await asyncio.sleep(0.2)
+                    load = await load_of(session, replica)
+                    most_waiting = max(most_waiting, load.waiting)
+        finally:
+            for task in [*work, following]:
+                task.cancel()
+            await asyncio.gather(*work, following, return_exceptions=True)
+    assert most_waiting > 8

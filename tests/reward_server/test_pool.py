@@ -10,10 +10,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from reward_server import pool as pool_module
+from reward_server.figures import NAMES
 from reward_server.peer import open_session
 from reward_server.pool import Pool, PooledCall
-from reward_server.prefix_cache import PrefixCache, hit_share, read_counters
+from reward_server.prefix_cache import PrefixCache, hit_share
 from wire.errors import ServiceError
+from wire.load import PREEMPTIONS, RUNNING, USAGE, WAITING, read_samples
 
 METRICS = """# HELP vllm:prefix_cache_queries_total x
 vllm:prefix_cache_queries_total{engine="0",model_name="m"} 100.0
@@ -256,12 +258,108 @@ async def test_a_server_that_does_not_answer_yet_gets_no_call_and_calls_wait_for
 async def test_prefix_cache_counters_are_read_from_the_servers_own_page():
     server = FakeServer()
     async with pool_of(server) as pool:
-        while not pool.servers[0].cache.queries:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not pool.servers[0].cache.queries:
+                await asyncio.sleep(0.01)
         assert hit_share([pool.servers[0].cache]) == pytest.approx(0.5)
 
 
 def test_counters_of_all_engines_add_up_and_nothing_asked_is_no_share():
-    assert read_counters(METRICS) == (120.0, 60.0)
+    cache = PrefixCache()
+    cache.update(read_samples(METRICS, NAMES))
+    cache.update({})  # a server that does not answer: the last numbers stay
+    assert (cache.queries, cache.hits) == (120.0, 60.0)
     assert hit_share([]) is None and hit_share([PrefixCache()]) is None
     assert hit_share([PrefixCache(10, 5), PrefixCache(30, 5)]) == 0.25
+
+
+class SmallServer(FakeServer):
+    """Writes `slots` answers at once, queues the others, and says so."""
+
+    def __init__(self, slots, work_s):
+        super().__init__(work_s)
+        self.slots = asyncio.Semaphore(slots)
+        self.waiting = 0
+
+    async def work(self, request):
+        self.waiting += 1
+        try:
+            await self.slots.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            return await super().work(request)
+        finally:
+            self.slots.release()
+
+    async def metrics(self, request):
+        figures = {"num_requests_running": self.in_flight, "num_requests_waiting": self.waiting}
+        figures |= {"num_preemptions_total": 0, "kv_cache_usage_perc": 0.5}
+        lines = [f'vllm:{name}{{engine="0"}} {value}\n' for name, value in figures.items()]
+        return web.Response(text="".join(lines))
+
+
+@asynccontextmanager
+async def many_asked(pool, num):
+    """Calls that wait for the pool, all of them lost in the end."""
+    tasks = [asyncio.create_task(ask(pool, n)) for n in range(num)]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_calls_that_a_server_could_only_queue_wait_in_the_service(monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_INTERVAL_S", 0.02)
+    server = SmallServer(slots=10, work_s=0.05)
+    async with pool_of(server, max_in_flight=40, health_timeout_s=10) as pool, many_asked(pool, 2000):
+        seen = 40
+        async with asyncio.timeout(20):
+            while (seen := min(seen, pool.servers[0].room.size)) > 12:
+                await asyncio.sleep(0.01)
+        assert pool.room == pool.servers[0].room.size >= 8  # it comes back from below what the server has
+        assert pool.num_waiting > 100 and server.most_in_flight == 10
+
+
+async def test_a_pool_that_does_not_adapt_gives_each_server_what_the_setting_says(monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_INTERVAL_S", 0.02)
+    server = SmallServer(slots=2, work_s=60)
+    async with pool_of(server, max_in_flight=8, adaptive=False) as pool, many_asked(pool, 20):
+        pool.servers[0].cache = watched = CountedCache()
+        async with asyncio.timeout(10):
+            while watched.updates < 4:
+                await asyncio.sleep(0.01)
+        assert (pool.room, pool.servers[0].in_flight, pool.num_waiting) == (8, 8, 12)
+
+
+class CountedCache(PrefixCache):
+    """Counts the looks."""
+
+    updates = 0
+
+    def update(self, samples):
+        self.updates += 1
+        super().update(samples)
+
+
+async def test_a_room_that_grows_takes_in_who_waits_and_one_that_is_cut_takes_nothing_away():
+    server = FakeServer(work_s=60)
+    async with pool_of(server, max_in_flight=10) as pool, many_asked(pool, 20):
+        (known,) = pool.servers
+        async with asyncio.timeout(10):
+            while pool.num_waiting < 10:
+                await asyncio.sleep(0.01)
+        for waiting, calls in ((5.0, 10), (5.0, 10)):
+            pool._look(known, figures(running=5.0, waiting=waiting))
+            assert known.in_flight == calls
+        assert known.room.size == 8 and pool.num_waiting == 10
+        for room in (9, 10):
+            pool._look(known, figures(running=10.0, waiting=0.0))
+            assert known.room.size == room
+        known.room.most = 20
+        pool._look(known, figures(running=10.0, waiting=0.0))
+        assert (known.room.size, known.in_flight, pool.num_waiting) == (11, 11, 9)
+
+
+def figures(running, waiting):
+    return {RUNNING: [running], WAITING: [waiting], PREEMPTIONS: [0.0], USAGE: [0.5]}

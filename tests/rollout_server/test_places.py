@@ -47,6 +47,41 @@ async def test_without_a_limit_the_least_loaded_is_chosen_however_much_it_has() 
         assert places.choose([one, two], set()) is two
 
 
+async def test_a_replica_with_a_room_of_its_own_is_full_sooner_and_the_others_are_not() -> None:
+    places, one, two = Places(4), Replica("http://one"), Replica("http://two")
+    places.set_room(one, 2)
+    assert (places.room(one), places.room(two), places.in_flight(one)) == (2, 4, 0)
+    with places.held(one, futures(2)), places.held(two, futures(3)):
+        assert places.in_flight(one) == 2
+        assert places.choose([one], set()) is None and places.choose([one, two], set()) is two
+
+
+async def test_a_room_that_grows_wakes_as_many_as_it_has_room_for_more_and_one_that_shrinks_nobody() -> None:
+    places, one = Places(3), Replica("http://one")
+    with places.held(one, futures(3)):
+        waiting = [asyncio.create_task(places.wait(age)) for age in range(4)]
+        await settle()
+        for room, num_woken in ((2, 0), (3, 0), (5, 2)):
+            places.set_room(one, room)
+            await settle()
+            assert [task.done() for task in waiting] == [True] * num_woken + [False] * (4 - num_woken)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_of_a_replica_that_has_more_than_its_room_nothing_is_taken_and_nobody_follows_until_it_is_below() -> None:
+    places, one = Places(4), Replica("http://one")
+    written = futures(4)
+    with places.held(one, written):
+        places.set_room(one, 3)
+        waiting = asyncio.create_task(places.wait(0))
+        for future, is_woken in zip(written, (False, True, True, True), strict=True):
+            future.set_result(None)
+            await settle()
+            assert waiting.done() == is_woken
+
+
 async def test_the_oldest_prompt_is_woken_first_and_passes_its_turn_on_where_it_has_gone() -> None:
     places, one = Places(1), Replica("http://one")
     (future,) = futures(1)

@@ -16,6 +16,7 @@ import torch
 
 from trainer.checkpoint import Checkpoints, DriverState
 from trainer.config import RunSettings
+from trainer.ledger import LEDGER_FILE
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 
@@ -168,16 +169,24 @@ async def test_a_run_that_went_back_keeps_what_it_writes_and_latest_means_last_w
     assert resumed[0].name == "checkpoint-4"
 
 
-@pytest.mark.parametrize(
-    ("written_by", "resumed_by", "lineage"), [(False, False, 4), (True, True, 3), (True, False, 4), (False, True, 4)]
-)
-async def test_only_between_deterministic_lives_does_the_lineage_go_on(
-    tmp_path: Path, written_by: bool, resumed_by: bool, lineage: int
-) -> None:
-    await save(Checkpoints(settings_for(tmp_path, deterministic=written_by)), 5, lineage=3)
+async def test_a_run_that_died_before_its_first_checkpoint_is_resumed_from_its_ledger(tmp_path: Path) -> None:
+    (tmp_path / LEDGER_FILE).touch()
+    assert Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume() is None
+
+
+async def test_places_that_were_taken_ahead_come_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(settings_for(tmp_path))
+    await checkpoints.save(Saver(), PolicyVersion(0, 2), 8, taken_ahead=[12, 9])
     resumed = Checkpoints(settings_for(tmp_path, resume_from_checkpoint="latest")).to_resume()
-    assert resumed is not None
-    assert resumed[1].resumed_version(deterministic=resumed_by) == PolicyVersion(lineage, 5)
+    assert resumed is not None and (resumed[1].next_prompt, resumed[1].taken_ahead) == (8, [9, 12])
+
+
+async def test_the_ledger_is_needed_from_where_the_oldest_checkpoint_goes_on(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(settings_for(tmp_path, save_total_limit=2))
+    assert checkpoints.first_needed() == 0
+    for step in (1, 2, 3):
+        await checkpoints.save(Saver(), PolicyVersion(0, step), 10 * step)
+    assert checkpoints.first_needed() == 20
 
 
 async def test_what_a_killed_life_left_is_gone_with_the_next_save(tmp_path: Path) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reward_server.client import VerdictMemory
+from rollout_server.client import NONE_KNOWN
 from trainer.batch import Sample
 from trainer.collect import Collector, Logprobs
 from trainer.config import RunSettings
 from trainer.group import Group
+from trainer.ledger import Ledger, Remembered
+from trainer.lineage import Fork, Lineage
 from trainer.prompts import Prompt
 from wire.errors import PromptDropped, ServiceError
 from wire.generation import Completion, PolicyVersion, VersionSpan
@@ -39,10 +44,18 @@ class World:
 
     @asynccontextmanager
     async def generate(
-        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str]
+        self,
+        token_ids: Sequence[int],
+        num: int,
+        *,
+        seed: int,
+        salt: Callable[[], str],
+        known: Mapping[int, Completion] = NONE_KNOWN,
     ) -> AsyncIterator[list[asyncio.Future[Completion]]]:
         self.requests.append({"token_ids": token_ids, "num": num, "seed": seed, "salt": salt()})
         futures = [asyncio.get_running_loop().create_future() for _ in range(num)]
+        for index, completion in known.items():
+            futures[index].set_result(completion)
         task = asyncio.create_task(self._write(futures))
         try:
             yield futures
@@ -57,6 +70,8 @@ class World:
 
     async def _write(self, futures: list[asyncio.Future[Completion]]) -> None:
         for index, future in enumerate(futures):
+            if future.done():
+                continue
             await asyncio.sleep(self.pauses.get(index, 0))
             if self.failure is not None and index == 1:
                 future.set_exception(self.failure)
@@ -68,7 +83,11 @@ class World:
             self.events.append(f"written {index}")
 
     async def group(
-        self, conversation: Sequence[Message], completions: Sequence[asyncio.Future[str | None]], seed: int
+        self,
+        conversation: Sequence[Message],
+        completions: Sequence[asyncio.Future[str | None]],
+        seed: int,
+        memory: VerdictMemory | None = None,
     ) -> GroupVerdict:
         assert list(conversation) == [Message(role="user", content="sea?")]
         self.pairing_seeds.append(seed)
@@ -89,7 +108,12 @@ class World:
         return [([-1.0] * len(s.completion_ids), [-3.0] * len(s.completion_ids)) for s in samples]
 
 
-def collector(world: World, **changes: Any) -> Collector:
+def forgetful() -> Ledger:
+    """A ledger that is never opened: it recalls nothing and keeps nothing."""
+    return Ledger(Path(), PolicyVersion(0, 0), Lineage(0, {}), {}, {})
+
+
+def collector(world: World, ledger: Ledger | None = None, **changes: Any) -> Collector:
     settings = RunSettings(
         device="cpu", **{"rloo_k": 3, "kl_coef": 0.1, "missing_eos_penalty": 1.0, "seed": 9, **changes}
     )
@@ -101,6 +125,7 @@ def collector(world: World, **changes: Any) -> Collector:
         lambda ids: f"text of {len(ids)}",
         version=lambda: world.version,
         learner_version=lambda: world.learner_version,
+        ledger=ledger or forgetful(),
     )
 
 
@@ -238,3 +263,40 @@ async def test_a_verdict_that_the_text_itself_cannot_have_is_missing_in_every_ru
     world = World()
     world.missing = reason
     assert await collector(world, deterministic=True)(PROMPT)
+
+
+def written_by(version: str, index: int = 1, text_tokens: int = 5) -> Completion:
+    ids = tuple(range(30, 30 + text_tokens))
+    return Completion(index, ids, (-0.5,) * len(ids), True, (VersionSpan(version, 0, len(ids)),), "http://replica-9")
+
+
+@pytest.mark.parametrize(
+    ("version", "num_before", "is_used"),
+    [
+        ("0.6", 0, True),  # live is 1.7, and one step may lie between
+        ("0.5", 0, False),  # too old by now
+        ("0.6", 1, False),  # by the time it is trained on it would be
+        ("0.7", 1, True),
+        ("1.7", 0, True),
+        ("0.8", 0, False),  # of weights that are no ancestor of these
+    ],
+)
+async def test_what_the_ledger_holds_is_used_while_its_weights_are_ancestors_and_young_enough(
+    version: str, num_before: int, is_used: bool
+) -> None:
+    world = World()
+    world.version = world.learner_version = PolicyVersion(1, 7)
+    remembered = {5: Remembered({1: written_by(version)}, {})}
+    ledger = Ledger(Path(), PolicyVersion(1, 7), Lineage(1, {1: Fork(0, 7)}), remembered, {})
+    changes = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "max_lag": 1}
+    group = await collector(world, ledger, **changes)(PROMPT, num_before)
+    assert (group.completions[1].replica == "http://replica-9") is is_used
+    assert ledger.counts == {"reused_completions": int(is_used), "discarded_completions": int(not is_used)}
+
+
+async def test_held_out_completions_are_not_in_the_ledger() -> None:
+    remembered = {5: Remembered({1: written_by("0.7")}, {})}
+    ledger = Ledger(Path(), PolicyVersion(0, 7), Lineage(0, {}), remembered, {})
+    world = World()
+    judged = await collector(world, ledger).judged(PROMPT, purpose="held-out")
+    assert judged.completions[1].replica == "http://replica-0" and not ledger.counts

@@ -11,7 +11,9 @@ import pytest
 
 from trainer.config import RunSettings
 from trainer.group import Group
+from trainer.lineage import Lineage
 from trainer.loop import train
+from trainer.pipeline import Pipeline
 from trainer.prompts import Prompt, PromptStream
 from trainer.stats import StepStats
 from wire.errors import ServiceError
@@ -30,9 +32,10 @@ class World:
         self.refuses_at: int | None = None
         self.save_seconds = 0.0
         self.live = PolicyVersion(0, 0)
+        self.lineage = Lineage(0, {})
         self.num_ranks = 1
 
-    async def collect(self, prompt: Prompt) -> Group:
+    async def collect(self, prompt: Prompt, num_before: int) -> Group:
         self.events.append(f"collect {prompt.occurrence}")
         stamp = PolicyVersion(0, self.live.step - self.stamp_behind).label
         spans = (VersionSpan(stamp, 0, 1),)
@@ -56,8 +59,13 @@ class World:
         self.events.append(f"publish {version.label}")
         self.live = version
 
-    async def checkpoint(self, version: PolicyVersion, next_prompt: int) -> None:
-        self.events.append(f"checkpoint {version.label} {next_prompt}")
+    async def record_step(
+        self, version: PolicyVersion, groups: Sequence[Group], stats: StepStats, *, dropped: Sequence[tuple[int, str]]
+    ) -> None:
+        self.events.append(f"ledger {version.label} {[group.prompt.occurrence for group in groups]} {list(dropped)}")
+
+    async def checkpoint(self, version: PolicyVersion, pipeline: Pipeline) -> None:
+        self.events.append(f"checkpoint {version.label} {pipeline.next_occurrence}")
         if self.save_seconds:
             await asyncio.sleep(self.save_seconds)
             self.events.append(f"saved {version.label}")
@@ -102,18 +110,20 @@ async def run(world: World) -> PolicyVersion:
         learner=world,
         publish=world.publish,
         checkpoint=world.checkpoint,
+        ledger=world,
         journal=world,
     )
 
 
-async def test_on_policy_the_order_is_collect_inspect_step_publish_record_checkpoint() -> None:
+async def test_on_policy_the_order_is_collect_inspect_step_ledger_publish_record_checkpoint() -> None:
     world = World(settings_for(max_lag=0))
     assert await run(world) == PolicyVersion(0, 3)
-    assert world.events[:8] == [
+    assert world.events[:9] == [
         "collect 0",
         "collect 1",
         "inspect [0, 1]",
         "step 4",
+        "ledger 0.1 [0, 1] []",
         "publish 0.1",
         "record 0.1 [0, 1]",
         "checkpoint 0.1 2",

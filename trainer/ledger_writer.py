@@ -1,0 +1,123 @@
+"""Writes to the ledger's database on a thread of its own: what is noted is committed a moment later, nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from wire.errors import ServiceError
+
+MOST_AT_ONCE = 1000
+CLOSE_TIMEOUT_S = 60.0
+
+Statement = tuple[str, Sequence[Any]]
+_Job = tuple[Sequence[Statement], "asyncio.Future[None] | None"]
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """The database, in write-ahead mode: a process that dies leaves what it has committed, and readers do not wait.
+
+    Commits are not synced one by one, so the end of the whole host may take the last of them. None is ever half there.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+class LedgerWriter:
+    """One thread that writes in the order in which it was asked.
+
+    What is there when it looks is one transaction, so under load many notes share a commit and none waits for a timer.
+
+    Args:
+        path: the database, whose tables exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
+        self._thread.start()
+
+    def note(self, *statements: Statement) -> None:
+        """Have it written soon. Where that fails the next `write` says so."""
+        self._jobs.put((statements, None))
+
+    async def write(self, *statements: Statement) -> None:
+        """Return when it, and all that was noted before it, is committed.
+
+        Raises:
+            ServiceError: it could not be written; the message has the reason.
+        """
+        self._check()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._jobs.put((statements, done))
+        await done
+        self._check()
+
+    async def close(self) -> None:
+        """Write what is left and end the thread."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_S)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise ServiceError(f"the ledger {self._path} could not be written: {self._error}") from self._error
+
+    def _work(self) -> None:
+        connection = connect(self._path)
+        try:
+            while (job := self._jobs.get()) is not None:
+                jobs, is_last = self._with_more(job)
+                try:
+                    self._commit(connection, jobs)
+                except sqlite3.Error as error:
+                    self._error = error
+                for _, done in jobs:
+                    if done is not None:
+                        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                            done.get_loop().call_soon_threadsafe(_settle, done)
+                if is_last:
+                    return
+        finally:
+            connection.close()
+
+    def _with_more(self, job: _Job) -> tuple[list[_Job], bool]:
+        """The job and what else is there by now; and whether the end is among it."""
+        jobs = [job]
+        while len(jobs) < MOST_AT_ONCE:
+            try:
+                more = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:
+                return jobs, True
+            jobs.append(more)
+        return jobs, False
+
+    def _commit(self, connection: sqlite3.Connection, jobs: Sequence[_Job]) -> None:
+        if self._error is not None:
+            return  # what was lost must not be followed by what builds on it
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statements, _ in jobs:
+                for text, values in statements:
+                    connection.execute(text, values)
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
