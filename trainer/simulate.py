@@ -25,7 +25,7 @@ from trainer.loop import train
 from trainer.prompts import Prompt, PromptStream
 from trainer.ranks import Learner
 from trainer.rates import Layout, Rates, make_layout
-from trainer.stand_ins import SimulatedFleet, SimulatedJudge, SimulatedRank, SimulatedRollouts
+from trainer.stand_ins import SimulatedFleet, SimulatedJudge, SimulatedLedger, SimulatedRank, SimulatedRollouts
 from trainer.stats import StepStats
 from trainer.virtual_clock import VirtualClockLoop
 from wire.generation import PolicyVersion
@@ -69,7 +69,7 @@ class _Simulation:
     def __init__(self, settings: RunSettings, layout: Layout) -> None:
         self._settings, self._layout = settings, layout
         self._fleet = SimulatedFleet(settings, layout)
-        self._judge = SimulatedJudge(settings, layout)
+        self._judge, self._ledger = SimulatedJudge(settings, layout), SimulatedLedger()
         self._ranks = [SimulatedRank(layout, self._fleet.load) for _ in range(layout.ranks)]
         self._learner = Learner(self._ranks, settings)
         self._live = PolicyVersion(0, 0)
@@ -94,6 +94,7 @@ class _Simulation:
                     decode=lambda ids: str(ids[0]),
                     version=lambda: self._live,
                     learner_version=lambda: self._learner.version,
+                    ledger=self._ledger,
                 )
                 await self._publish(self._live)
                 self._mark()
@@ -101,7 +102,7 @@ class _Simulation:
                     await self._train(collector)
         return self._summary() | {"real_seconds": round(time.perf_counter() - began, 1)}
 
-    async def _train(self, collect: Callable[[Prompt], Awaitable[Group]]) -> None:
+    async def _train(self, collect: Callable[[Prompt, int], Awaitable[Group]]) -> None:
         await train(
             self._settings,
             version=self._live,
@@ -111,6 +112,7 @@ class _Simulation:
             learner=self._learner,
             publish=self._publish,
             checkpoint=_nothing,
+            ledger=self._ledger,
             journal=self,
         )
 

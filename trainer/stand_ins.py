@@ -23,6 +23,9 @@ from rollout_server.push import Push, WeightSender
 from trainer.batch import MiniBatch, Sample
 from trainer.collect import Logprobs
 from trainer.config import RunSettings
+from trainer.group import Group
+from trainer.ledger import GroupMemory
+from trainer.lineage import Lineage
 from trainer.prompts import hash_seed
 from trainer.rates import Layout
 from trainer.stats import StepStats
@@ -226,6 +229,42 @@ class SimulatedJudge:
         scores = tuple(float(Random(drawn + place).randint(1, 5)) for place in range(1 if second is None else 2))
         ranking = None if second is None else 3 if scores[0] >= scores[1] else 4
         return Verdict(scores=scores, ranking=ranking, completion_tokens=tokens, seconds=seconds)
+
+
+class _NoMemory(GroupMemory):
+    """Of a group of which nothing is known and nothing is kept."""
+
+    def __init__(self) -> None:
+        self.completions = {}
+
+    def wrote(self, completion: Completion) -> None:
+        pass
+
+    def recall(self, seed: int, vote: int) -> Verdict | None:
+        return None
+
+    def note(self, seed: int, vote: int, verdict: Verdict) -> None:
+        pass
+
+
+class SimulatedLedger:
+    """Keeps nothing: a simulation is not resumed."""
+
+    lineage = Lineage(0, {})
+
+    def recall(self, occurrence: int, oldest_step: int) -> GroupMemory:
+        """Nothing is there."""
+        return _NoMemory()
+
+    async def record_step(
+        self,
+        version: PolicyVersion,
+        groups: Sequence[Group],
+        stats: StepStats,
+        *,
+        dropped: Sequence[tuple[int, str]],
+    ) -> None:
+        """Nothing is kept."""
 
 
 class SimulatedRank:
