@@ -27,7 +27,7 @@ from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.ledger import Ledger
 from trainer.loop import train
-from trainer.material import load_tokenizer
+from trainer.material import Material, load_tokenizer
 from trainer.prompts import Prompt, PromptStream
 from trainer.ranks import Learner
 from trainer.stats import StepStats
@@ -128,11 +128,12 @@ async def _run(settings: RunSettings, token: str, judge_url: str, watch: Watch) 
     learner = Learner([StandInRank(token, step_s=0.05, reference_s=0.01)], settings)
     await learner.setup("127.0.0.1")
     sampling = Sampling(settings.response_length, settings.temperature, (STOP_TOKEN,))
-    tokenizer, texts, live = load_tokenizer(settings), count(), PolicyVersion(0, 0)
+    material = Material(load_tokenizer(settings), (STOP_TOKEN,), [], [], None, [])
+    texts, live = count(), PolicyVersion(0, 0)
 
     def decode(token_ids: Sequence[int]) -> str:
         """All stand-ins write the same: the texts must differ, or one stands for all before the judge."""
-        return f"{tokenizer.decode(list(token_ids), skip_special_tokens=True)} {next(texts)}"
+        return f"{material.decode(token_ids)} {next(texts)}"
 
     async with (
         StandInFleet(REPLICAS, slots=SLOTS, mean_tokens=TOKENS, spread=0.0, token_s=TOKEN_S) as standins,
