@@ -1,15 +1,15 @@
-"""`python -m benchmarks.pipeline`: how much of what the parts could do the pipeline gets out of them, and what it costs.
+"""`python -m benchmarks.pipeline`: how much of what the parts could do the pipeline gets out of them, and its cost.
 
-    efficiency               for each layout in `benchmarks/layouts/`: episodes a second of the real driver over stand-ins
-                             on a virtual clock (`trainer.simulate`), over the analytic capacity: the least of what fleet,
-                             judge and learner allow (slots over mean time; the push counts with the learner) and of what
-                             is in flight over the latency (`trainer.capacity.capacities`). Verdicts have a tail of 10
-                             times the median. A generation- or judge-bound layout has at least 4 times as many
-                             completions a step as its bottleneck has slots
-    efficiency_on_policy     the same with max_lag 0, over the same capacity
-    driver_ms_per_completion CPU time of the driver's process, all its threads, a completion of 1,000 tokens: real HTTP,
-                             streams and their JSON decoded, tokens to text by a real tokenizer, pairs, verdicts over real
-                             HTTP, the ledger, the step's batch. See `benchmarks/driver_cost.py`
+efficiency               for each layout in `benchmarks/layouts/`: episodes a second of the real driver over
+                         stand-ins on a virtual clock (`trainer.simulate`), over the analytic capacity: the least of
+                         what fleet, judge and learner allow (slots over mean time; the push counts with the
+                         learner) and of what is in flight over the latency (`trainer.capacity.capacities`).
+                         Verdicts have a tail of 10 times the median. A generation- or judge-bound layout has at
+                         least 4 times as many completions a step as its bottleneck has slots
+efficiency_on_policy     the same with max_lag 0, over the same capacity
+driver_ms_per_completion CPU time of the driver's process, all its threads, a completion of 1,000 tokens: real HTTP,
+                         streams and their JSON decoded, tokens to text by a real tokenizer, pairs, verdicts over
+                         real HTTP, the ledger, the step's batch. See `benchmarks/driver_cost.py`
 """
 
 from __future__ import annotations

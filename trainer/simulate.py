@@ -164,9 +164,10 @@ class _Simulation:
             "episodes": float(self._episodes),
             "verdicts": float(self._verdicts),
             "judge_tokens": float(self._judge_tokens),
-            "fleet": sum(replica.meter.busy_s for replica in replicas) / self._layout.writing,
-            "judge": sum(meter.busy_s for meter in self._judge.meters) / self._layout.judging,
-            **{name: meter.busy_s for name, meter in self._ranks[0].meters.items()},
+            "fleet": sum(replica.meter.slots_s for replica in replicas) / self._layout.writing,
+            "judge": sum(meter.slots_s for meter in self._judge.meters) / self._layout.judging,
+            "learner": self._ranks[0].meter.any_s,
+            **{name: meter.any_s for name, meter in self._ranks[0].meters.items()},
             **{f"driver {stage}": seconds for stage, seconds in self._seconds.items()},
         }
 
@@ -191,7 +192,7 @@ class _Simulation:
             "utilisation": {
                 "fleet": grown["fleet"] / seconds,
                 "judge": grown["judge"] / seconds,
-                "learner": (grown["step"] + grown["reference"] + grown["push"]) / seconds,
+                "learner": grown["learner"] / seconds,
             },
             "learner": {name: grown[name] / seconds for name in ("step", "reference", "push")},
             "driver": {

@@ -43,19 +43,35 @@ class Meter:
     """How much of the time the slots of a part were in use. Times are those of the loop's clock, in seconds."""
 
     def __init__(self) -> None:
-        self.busy_s = 0.0  # summed over slots
-        self.num = 0  # uses that are over
+        self._in_use, self._since = 0, 0.0
+        self._slots_s = self._any_s = 0.0
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """The block uses one slot."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        self._add(1)
         try:
             yield
         finally:
-            self.busy_s += loop.time() - began
-            self.num += 1
+            self._add(-1)
+
+    def _add(self, num: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._slots_s += self._in_use * (now - self._since)
+        self._any_s += min(1, self._in_use) * (now - self._since)
+        self._in_use, self._since = self._in_use + num, now
+
+    @property
+    def slots_s(self) -> float:
+        """Seconds in use until now, summed over slots."""
+        self._add(0)
+        return self._slots_s
+
+    @property
+    def any_s(self) -> float:
+        """Seconds in which any slot was in use."""
+        self._add(0)
+        return self._any_s
 
 
 class SimulatedReplica:
@@ -279,6 +295,7 @@ class SimulatedRank:
         self._layout, self._load = layout, load
         self._members: Sequence[Member] = ()
         self.meters = {name: Meter() for name in ("reference", "step", "push")}
+        self.meter = Meter()  # of all together: passes go beside a push
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(type(self), f"_{name.removesuffix('_beside')}")
@@ -291,12 +308,12 @@ class SimulatedRank:
         return {"sends_beside": self._layout.push_beside}
 
     async def _reference(self, micro_batches: Sequence[Sequence[Sample]]) -> list[list[Logprobs]]:
-        with self.meters["reference"].used():
+        with self.meters["reference"].used(), self.meter.used():
             await asyncio.sleep(self._layout.reference_s * sum(len(batch) for batch in micro_batches))
         return [[(sample.sampled_logprobs, sample.sampled_logprobs) for sample in batch] for batch in micro_batches]
 
     async def _step(self, share: Sequence[MiniBatch]) -> StepStats:
-        with self.meters["step"].used():
+        with self.meters["step"].used(), self.meter.used():
             await asyncio.sleep(self._layout.step_s)
         return StepStats()
 
@@ -305,7 +322,7 @@ class SimulatedRank:
         return _report(members)
 
     async def _send_weights(self, version: PolicyVersion, push_id: str, timeout_s: float) -> TransferReport:
-        with self.meters["push"].used():
+        with self.meters["push"].used(), self.meter.used():
             await asyncio.sleep(self._layout.push_s)
         self._load(self._members, version)
         return _report(self._members)

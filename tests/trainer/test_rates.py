@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainer.config import RunSettings
-from trainer.measured_rates import SCORES, SENDS, STEPS, RateMeter
 from trainer.group import Group
+from trainer.measured_rates import SCORES, SENDS, STEPS, RateMeter
 from trainer.prompts import Prompt
 from trainer.rates import Rates, load_rates, make_layout, verdicts_per_group
 from wire.errors import ConfigError
@@ -42,7 +42,7 @@ def test_what_a_file_leaves_out_has_its_default(tmp_path: Path) -> None:
         (LEAST.replace("20", "quick"), "step_s: invalid value 'quick'; give a float"),
         (LEAST.replace("20", "0"), r"step_s \(0\) must be positive"),
         (LEAST.replace("20", ".nan"), r"step_s \(nan\) must be positive"),
-        (LEAST + "genrm_slots: 1.5\n", "genrm_slots: invalid value 1.5; give a int"),
+        (LEAST + "genrm_slots: 1.5\n", r"genrm_slots: invalid value 1\.5; give a int"),
         (LEAST + "genrm_slots: true\n", "genrm_slots: invalid value True"),
         (LEAST + "push_beside: 1\n", "push_beside: invalid value 1; give a bool"),
         (LEAST + "verdict_tail: 0.5\n", r"verdict_tail \(0.5\) must be at least 1"),
@@ -60,7 +60,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="rates nowhere.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"rates nowhere\.yaml: No such file"):
         load_rates("nowhere.yaml")
 
 
