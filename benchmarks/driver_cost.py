@@ -2,7 +2,8 @@
 
 Replicas are `benchmarks.standin_replica`, the judge is the real reward service before `benchmarks.standin_genrm`.
 The driver is the run's own: fleet, client, collector, pairing, pipeline, ledger, loop. The tokens are turned to text by
-the toy policy's tokenizer. The learner is a stand-in rank in this process: what a call to a Ray actor costs is left out.
+the toy policy's tokenizer. The learner is a stand-in rank in this process: what a call to a Ray actor costs is not
+counted.
 """
 
 from __future__ import annotations
