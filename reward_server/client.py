@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aiohttp
 from pydantic import ValidationError
 
+from reward_server.asking import Asking
 from reward_server.group import judge_group
 from reward_server.pairings import pairing_named
 from reward_server.peer import Call, Peer, Reply, open_session
 from reward_server.scheme import Scheme
 from wire.errors import ServiceError, Unauthorized
 from wire.judgement import GroupVerdict, JudgementRequest, Message, MissingReason, Verdict
+from wire.waits import waiting
 
 CHECK_TIMEOUT_S = 10.0
 RENDER_TIMEOUT_S = 60.0
+HAS_NO_CONNECTION = "has no free connection"
 DEFAULT_SCHEME = Scheme(pairing_named("ring"))
 
 log = logging.getLogger(__name__)
@@ -80,24 +83,40 @@ class RewardClient:
         Raises:
             Unauthorized: the service refuses the token.
         """
-        async with self._places:
-            order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses), seed=seed, vote=vote)
-            call, started = Call(), time.monotonic()
-            try:
-                async with asyncio.timeout(self._timeout_s) as deadline:
+        order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses), seed=seed, vote=vote)
+        clock = asyncio.get_running_loop().time
+        async with self._place():
+            started = clock()
+            with Asking(url=self.url) as call:
+                try:
+                    async with asyncio.timeout(self._timeout_s) as deadline:
+                        call.on_busy = lambda: deadline.reschedule(
+                            max(deadline.when() or 0.0, self._last_answer + self._timeout_s)
+                        )
+                        reply = await self._peer.post("/v1/judgement", order.model_dump(mode="json"), call)
+                except TimeoutError:
+                    reason: MissingReason = "server_lost" if call.lost else "timeout"
+                    return self._missing(reason, "", call, clock() - started)
+                self._last_answer = clock()
+                self._check_token(reply)
+                verdict = _verdict_in(reply, len(responses))
+                if verdict is None:
+                    return self._missing("refused", reply.text, call, clock() - started)
+                call.was_done_by(verdict.server)
+                return verdict
 
-                    def wait_longer() -> None:
-                        deadline.reschedule(max(deadline.when() or 0.0, self._last_answer + self._timeout_s))
-
-                    reply = await self._peer.post("/v1/judgement", order.model_dump(mode="json"), call, wait_longer)
-            except TimeoutError:
-                reason: MissingReason = "server_lost" if call.lost else "timeout"
-                return self._missing(reason, "", call, time.monotonic() - started)
-            self._last_answer = asyncio.get_running_loop().time()
-        self._check_token(reply)
-        return _verdict_in(reply, len(responses)) or self._missing(
-            "refused", reply.text, call, time.monotonic() - started
-        )
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """One of the verdicts that may be asked for at once."""
+        if self._places.locked():
+            with waiting(f"judge {self.url}", HAS_NO_CONNECTION):
+                await self._places.acquire()
+        else:
+            await self._places.acquire()  # at once
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def group(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +32,29 @@ def open_session() -> aiohttp.ClientSession:
 
 @dataclass
 class Call:
-    """What is known of a call when its deadline strikes: how often it was sent, and whether the peer was lost."""
+    """What is known of a call when its deadline strikes: how often it was sent, and whether the peer was lost.
+
+    A subclass that has more to do at each turn of the call overrides what it is told by.
+    """
 
     attempts: int = 0
     lost: bool = False
+
+    def is_sent(self) -> None:
+        """It is sent, once more perhaps."""
+        self.attempts += 1
+
+    def is_refused(self) -> None:
+        """The peer is busy, and the call will be sent again."""
+        self.lost = False
+
+    def is_lost(self) -> None:
+        """The peer did not answer, or could not, and the call will be sent again."""
+        self.lost = True
+
+    def is_answered(self) -> None:
+        """The peer answered, and that is the end of it."""
+        self.lost = False
 
 
 @dataclass(frozen=True)
@@ -82,30 +100,31 @@ class Peer:
         self._session = session
         self._headers = auth_headers(token) | {"Content-Type": "application/json"}
 
-    async def post(self, path: str, message: Any, call: Call, on_busy: Callable[[], None] = lambda: None) -> Reply:
+    async def post(self, path: str, message: Any, call: Call) -> Reply:
         """POST `message` as JSON until the peer answers; without end, so the caller sets the deadline.
 
         A lost connection and a 5xx are tried again after a pause that doubles, a busy peer (408, 429) after the pause
-        that it asks for. `on_busy` is called each time that the peer says it is busy.
+        that it asks for. `call` is told of every turn.
         """
         pause = FIRST_PAUSE_S
         body = msgspec.json.encode(message)
         while True:
-            call.attempts += 1
+            call.is_sent()
             try:
                 reply = await self.send("POST", path, body)
             except (aiohttp.ClientError, OSError) as error:
                 log.warning("%s%s: %s", self.url, path, error or type(error).__name__)
-                call.lost = True
+                call.is_lost()
             else:
-                call.lost = reply.is_failure
                 if not (reply.is_failure or reply.is_busy):
+                    call.is_answered()
                     return reply
                 log.warning("%s%s: HTTP %d %s", self.url, path, reply.status, reply.text[:300])
                 if reply.is_busy:
-                    on_busy()
+                    call.is_refused()
                     await asyncio.sleep(busy_pause(reply))
                     continue
+                call.is_lost()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from types import MappingProxyType, TracebackType
@@ -16,13 +15,21 @@ import msgspec
 
 from rollout_server.membership import Replica
 from rollout_server.places import NEWS_S, Members, Places
+from rollout_server.rooms import Rooms
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Choice, Chunk, Completion, VersionSpan
 from wire.membership import BOOT_HEADER
 from wire.token import auth_headers
+from wire.waits import WAITS, waiting
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 PIECE_TOKENS = 128  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
+
+FLEET = "fleet"
+WRITES = "writes"
+HAS_NOBODY = "has no replica with the live weights"
+HAS_NO_ROOM = "has no room"
+RESTS = "rests after a failure"
 
 NONE_KNOWN: Mapping[int, Completion] = MappingProxyType({})
 
@@ -67,13 +74,18 @@ class RolloutClient:
         sampling: how completions are drawn.
         timeout_s: deadline of one prompt, retries on other replicas included. Time in which the fleet has nobody who
             writes does not count: the fleet has a limit of its own for that.
+        least: completions of one prompt, which one replica gets whole: a replica's room then follows its load, between
+            this and `room` (`rollout_server.rooms`). 0: each has `room`.
         room: completions that a replica writes at once; prompts beyond that wait here for whoever is free. 0: any.
     """
 
-    def __init__(self, members: Members, token: str, sampling: Sampling, timeout_s: float, *, room: int = 0) -> None:
+    def __init__(
+        self, members: Members, token: str, sampling: Sampling, timeout_s: float, *, room: int = 0, least: int = 0
+    ) -> None:
         self._members, self._token, self._sampling, self._timeout_s = members, token, sampling, timeout_s
         self._places, self._ages = Places(room), count()
-        self._watch: asyncio.Task[None] | None = None
+        self._least, self._most = least, room
+        self._tending: list[asyncio.Task[None]] = []
         self._decoder = msgspec.json.Decoder(Chunk)
         self._session: aiohttp.ClientSession | None = None
 
@@ -84,15 +96,19 @@ class RolloutClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             read_bufsize=2**22,  # bytes: one event carries a whole completion
         )
-        self._watch = asyncio.create_task(self._places.follow(self._members))
+        self._tending = [asyncio.create_task(self._places.follow(self._members))]
+        if self._least and self._most:
+            rooms = Rooms(self._session, self._members, self._places, least=self._least, most=self._most)
+            self._tending.append(asyncio.create_task(rooms.follow()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None and self._watch is not None
-        self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
+        assert self._session is not None
+        for task in self._tending:
+            task.cancel()
+        await asyncio.gather(*self._tending, return_exceptions=True)
         await self._session.close()
 
     @asynccontextmanager
@@ -141,37 +157,46 @@ class RolloutClient:
         """Fill the futures, from another replica after a failure, until all are done or the deadline has passed."""
         problem: Exception = ServiceError("no rollout replica holds the current weights")
         avoid: set[Replica] = set()
+        loop = asyncio.get_running_loop()
         pause, spent_s, age = FIRST_PAUSE_S, 0.0, next(self._ages)
         try:
             while not all(future.done() for future in futures):
                 replicas = self._members.ready()
                 if not replicas:
-                    await self._members.changed(NEWS_S)
+                    await self._somebody()
                     continue
-                started = time.monotonic()
+                started = loop.time()
                 try:
                     async with asyncio.timeout(self._timeout_s - spent_s):
                         if avoid.issuperset(replicas):
                             avoid.clear()
-                            await asyncio.sleep(pause)
+                            with waiting(FLEET, RESTS):
+                                await asyncio.sleep(pause)
                             pause = min(2 * pause, LONGEST_PAUSE_S)
                             continue
                         replica = self._places.choose(replicas, avoid)
                         if replica is None:
-                            await self._places.wait(age)
+                            with waiting(FLEET, HAS_NO_ROOM):
+                                await self._places.wait(age)
                             continue
                         problem = ServiceError(f"{replica.url}: it has not finished")  # should time run out meanwhile
-                        with self._places.held(replica, futures):
+                        with self._places.held(replica, futures), _written_by(replica, futures):
                             problem = await self._try(replica, futures, token_ids, seed, salt()) or problem
                         avoid.add(replica)
                 finally:
-                    spent_s += time.monotonic() - started
+                    spent_s += loop.time() - started
         except TimeoutError:
             self._fail(
                 futures, ServiceError(f"a prompt was not answered within {self._timeout_s:.0f} s; last: {problem}")
             )
         except Exception as error:  # noqa: BLE001 - handed on to whoever awaits the completions
             self._fail(futures, error)
+
+    async def _somebody(self) -> None:
+        """Return when there is a replica that writes."""
+        with waiting(FLEET, HAS_NOBODY):
+            while not self._members.ready():
+                await self._members.changed(NEWS_S)
 
     async def _try(
         self, replica: Replica, futures: CompletionFutures, token_ids: Sequence[int], seed: int, salt: str
@@ -271,6 +296,7 @@ class RolloutClient:
     @staticmethod
     def _take(choice: Choice, part: _Part, future: asyncio.Future[Completion], first: int, replica: Replica) -> None:
         part.add(choice)
+        replica.num_tokens += len(choice.token_ids or ())
         if choice.finish_reason is None or future.done():
             return
         if choice.finish_reason not in ("stop", "length"):
@@ -300,3 +326,22 @@ class RolloutClient:
             "stream": True,
             "cache_salt": salt,
         }
+
+
+@contextmanager
+def _written_by(replica: Replica, futures: CompletionFutures) -> Iterator[None]:
+    """Those of `futures` that are not done wait for `replica`, each until it is done or the block ends."""
+    peer = f"replica {replica.url}"
+    waits = {future: WAITS.begin(peer, WRITES) for future in futures if not future.done()}
+
+    def end(future: asyncio.Future[Completion]) -> None:
+        WAITS.end(waits[future])
+
+    for future in waits:
+        future.add_done_callback(end)
+    try:
+        yield
+    finally:
+        for future, wait in waits.items():
+            future.remove_done_callback(end)
+            WAITS.end(wait)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
@@ -11,14 +10,19 @@ from typing import Any, Self
 
 from rollout_server.config import RolloutSettings
 from rollout_server.control_routes import ControlRoutes, on_all
-from rollout_server.membership import Membership, Replica, State
+from rollout_server.membership import Membership, Replica, State, now_s
 from rollout_server.push import Fruitless, Push, Superseded, WeightSender
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
+from wire.waits import WAITS, Wait, waiter, waiting
 
 CATCH_UP_PATIENCE = 10  # a joiner may take so many times as long as the last push took
 LEAST_CATCH_UP_S = 20.0
 CHECKSUM_TIMEOUT_S = 300.0
+DRIVER, FLEET = "driver", "fleet"  # who wait; the fleet is waited for too
+TAKES_WEIGHTS = "takes weights"
+HAS_TOO_FEW = "has too few replicas"
+IS_MET = "is asked who it is"
 COUNTED = (
     "joins",
     "losses",
@@ -62,7 +66,7 @@ class Fleet:
         self._lock = asyncio.Lock()  # one push at a time
         self._sender: WeightSender | None = None
         self.version: PolicyVersion | None = None  # the live one: every ready replica holds it
-        self._short_since: float | None = None
+        self._short: Wait | None = None  # since when there are fewer than min_replicas
         self._suspects: set[Replica] = set()
         self._returning: dict[str, asyncio.Task[None]] = {}  # joined replicas that are asked whether they are back
         self._resources = AsyncExitStack()
@@ -86,7 +90,8 @@ class Fleet:
             Unauthorized: it refuses the token.
         """
         url = url.rstrip("/")
-        world_size, boot_id = await self._routes.meet(url, self._settings.probe_timeout_s)
+        with waiting(f"replica {url}", IS_MET):
+            world_size, boot_id = await self._routes.meet(url, self._settings.probe_timeout_s)
         known = self.membership.find(url)
         if known is not None and known.state is not State.LOST and known.boot_id == boot_id:
             return known
@@ -134,13 +139,14 @@ class Fleet:
         Raises:
             ServiceError: the learner failed, or nothing can be sent though the members live.
         """
-        async with self._lock:
-            self._sender, self.version = sender, version
-            replicas = self.membership.of(State.READY, State.SYNCING)
-            if self._skip_push and replicas and all(replica.version is not None for replica in replicas):
-                await self._relabel(replicas, version)
-            else:
-                await self.push.bring(sender, version, replicas)
+        with waiting(FLEET, TAKES_WEIGHTS), waiter(FLEET):
+            async with self._lock:
+                self._sender, self.version = sender, version
+                replicas = self.membership.of(State.READY, State.SYNCING)
+                if self._skip_push and replicas and all(replica.version is not None for replica in replicas):
+                    await self._relabel(replicas, version)
+                else:
+                    await self.push.bring(sender, version, replicas)
 
     async def _relabel(self, replicas: Sequence[Replica], version: PolicyVersion) -> None:
         self.membership.hold(replicas)
@@ -190,8 +196,10 @@ class Fleet:
             ServiceError: fewer than min_replicas have been ready for replica_wait_s; or as `publish` does.
         """
         try:
-            await self._tend()
+            with waiter(FLEET):
+                await self._tend()
         finally:
+            self._note_size(short=False)
             returning = list(self._returning.values())
             for task in returning:
                 task.cancel()
@@ -204,8 +212,8 @@ class Fleet:
             self._look_for_the_lost()
             await self._catch_up()
             self._check_size()
-            end = time.monotonic() + self._settings.probe_interval_s
-            while time.monotonic() < end and not self._suspects:
+            end = now_s() + self._settings.probe_interval_s
+            while now_s() < end and not self._suspects:
                 await self.changed(min(0.2, self._settings.probe_interval_s))
                 if self.membership.of(State.SYNCING):
                     await self._catch_up()
@@ -245,27 +253,32 @@ class Fleet:
 
     def _check_size(self) -> None:
         if self.version is None or len(self.ready()) >= self._settings.min_replicas or self._lock.locked():
-            self._short_since = None
+            self._note_size(short=False)
             return
         settings, num = self._settings, len(self.ready())
         lost = "; ".join(f"{replica.url}: {replica.reason}" for replica in self.membership.of(State.LOST))
         short = f"{num} of at least {settings.min_replicas} replicas are ready (lost: {lost or 'none'})"
-        if self._short_since is None:
-            self._short_since = time.monotonic()
+        if self._short is None:
+            self._note_size(short=True)
             self._say(
                 f"the run waits: {short}; it goes on when one comes, and ends after {settings.replica_wait_s:.0f} s"
             )
-        elif time.monotonic() - self._short_since > settings.replica_wait_s:
+        elif now_s() - self._short.since > settings.replica_wait_s:
             raise ServiceError(
                 f"{short} for {settings.replica_wait_s:.0f} s; start replicas, or raise replica_wait_s "
                 f"({settings.replica_wait_s:.0f})"
             )
 
+    def _note_size(self, *, short: bool) -> None:
+        if self._short is not None:
+            WAITS.end(self._short)
+        self._short = WAITS.begin(FLEET, HAS_TOO_FEW, who=DRIVER) if short else None
+
     # --- what a person sees
 
     def state(self) -> dict[str, Any]:
         """The fleet as JSON: epoch, live version, counts, and each replica."""
-        now = time.monotonic()
+        now = now_s()
         return {
             "epoch": self.membership.epoch,
             "version": self.version.label if self.version else None,
@@ -277,6 +290,8 @@ class Fleet:
                     "version": replica.version.label if replica.version else None,
                     "started": replica.is_started,
                     "in_flight": replica.in_flight,
+                    "room": self._room(replica),
+                    "tokens": replica.num_tokens,
                     "since_s": round(now - replica.since, 1),
                     "paused_s": round(replica.paused_s, 3),
                     "reason": replica.reason,
@@ -285,14 +300,19 @@ class Fleet:
             ],
         }
 
+    def _room(self, replica: Replica) -> int:
+        return replica.room or self._settings.rollout_max_num_seqs
+
     def metrics(self) -> dict[str, float]:
         """The fleet's part of a step's metrics, by TensorBoard name."""
         counts, ready = self.membership.counts, self.ready()
         pauses = [replica.last_pause_s for replica in ready]
         return {
             "fleet/replicas": float(len(ready)),
+            "fleet/room_mean": sum(self._room(replica) for replica in ready) / len(ready) if ready else 0.0,
             "fleet/epoch": float(self.membership.epoch),
             "fleet/push_seconds": self.push.last_s,
+            "fleet/gather_seconds": self.push.last.gather_seconds,
             "fleet/transfer_seconds": self.push.last.seconds,
             "fleet/load_seconds": self.push.last.load_seconds,
             "fleet/push_bytes": float(self.push.last.num_bytes),

@@ -31,13 +31,22 @@ class State(StrEnum):
     LOST = "lost"  # died, froze, or was cut off; what it may still say is not heard
 
 
+def now_s() -> float:
+    """Seconds of the running loop's clock; of the clock that loops have by default, where none runs."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return time.monotonic()
+
+
 @dataclass(eq=False)
 class Replica:
     """One rollout server, from one boot of it to its end.
 
     `world_size` is its number of workers; `version` what it took last, whole; `streams` the prompts it is writing for;
-    `room` how many completions it is to write at once, 0 as many as the settings say; `paused_s` how long its
-    generation stood still for pushes; `since` monotonic time of the last change of state.
+    `room` how many completions it is to write at once, 0 as many as the settings say; `num_tokens` what it has written;
+    `paused_s` how long its generation stood still for pushes; `since` the time of the last change of state, by the
+    loop's clock.
     """
 
     url: str
@@ -48,9 +57,10 @@ class Replica:
     state: State = State.STARTING
     version: PolicyVersion | None = None
     reason: str = ""
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=now_s)
     streams: set[asyncio.Task[Any]] = field(default_factory=set)
     room: int = 0
+    num_tokens: int = 0
     paused_s: float = 0.0
     last_pause_s: float = 0.0
 
@@ -126,9 +136,9 @@ class Membership:
             self.forget(replica)
             return
         self._move(replica, State.DRAINING)
-        end = time.monotonic() + deadline_s
-        while replica.in_flight and time.monotonic() < end:
-            await self.changed(min(0.2, max(0.0, end - time.monotonic())))
+        end = now_s() + deadline_s
+        while replica.in_flight and now_s() < end:
+            await self.changed(min(0.2, max(0.0, end - now_s())))
         self._hand_over(replica)
         self.forget(replica)
         self._begin_epoch("leaves")
@@ -148,7 +158,7 @@ class Membership:
             pass
 
     def _move(self, replica: Replica, state: State) -> None:
-        replica.state, replica.since = state, time.monotonic()
+        replica.state, replica.since = state, now_s()
         self._notify()
 
     def _begin_epoch(self, reason: str) -> None:

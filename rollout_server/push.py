@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from rollout_server.control_routes import CallFailed, ControlRoutes, on_all
-from rollout_server.membership import Membership, Replica, State
+from rollout_server.membership import Membership, Replica, State, now_s
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
 from wire.membership import Member, Outcome, TransferReport
+from wire.waits import waiting
 
 MAX_FRUITLESS = 3  # attempts that failed without anybody to blame for it
 RESUME_TIMEOUT_S = 10.0
+
+PAUSES = "pauses"
+FINISHES = "finishes what it writes"
+JOINS = "joins the transfer group"
+LOADS = "loads weights"
+RESUMES = "resumes"
+IS_PROBED = "is asked whether it lives"
 
 
 class Superseded(Exception):
@@ -87,14 +94,14 @@ class Push:
             ServiceError: the learner failed.
             Superseded: as the sender does.
         """
-        fruitless, started = 0, time.monotonic()
+        fruitless, started = 0, now_s()
         holders: set[Replica] = set()
         self._membership.hold(replicas)
         async with self._paused(holders, version) as paused:
             while members := [replica for replica in replicas if replica.state is State.SYNCING]:
                 report = await self._attempt(sender, version, members, paused, timeout_s or self._timeout_s)
                 if report.is_whole:
-                    self.last, self.last_s = report, time.monotonic() - started
+                    self.last, self.last_s = report, now_s() - started
                     holders.update(members)
                     return
                 self._membership.counts["retries"] += 1
@@ -119,22 +126,25 @@ class Push:
         to_pause = [replica for replica in replicas if replica not in paused]
         pause_s = min(timeout_s, self._probe_timeout_s) if self._keep else self._drain_timeout_s
         calls = [self._routes.pause(replica, pause_s, keep=self._keep) for replica in to_pause]
-        started = time.monotonic()
-        failed = await on_all(to_pause, calls)
+        started = now_s()
+        with _each(to_pause, PAUSES if self._keep else FINISHES):
+            failed = await on_all(to_pause, calls)
         paused |= {replica: started for replica in to_pause if replica.url not in failed}
         if failed:
             return _report_of(replicas, failed)
-        end = time.monotonic() + timeout_s
+        end = now_s() + timeout_s
         members = tuple(replica.member for replica in replicas)
         if members != self._group:
             self._group = None
-            report = await sender.open_transfer(members, timeout_s)
+            with _each(replicas, JOINS):
+                report = await sender.open_transfer(members, timeout_s)
             if not report.is_whole:
                 return report
             self._group = members
         for replica in replicas:
             replica.version = None
-        return await sender.send_weights(version, secrets.token_hex(8), max(0.1, end - time.monotonic()))
+        with _each(replicas, LOADS):
+            return await sender.send_weights(version, secrets.token_hex(8), max(0.1, end - now_s()))
 
     @asynccontextmanager
     async def _paused(self, holders: set[Replica], version: PolicyVersion) -> AsyncIterator[dict[Replica, float]]:
@@ -153,12 +163,13 @@ class Push:
     async def _resume(self, replica: Replica, paused: float, version: PolicyVersion | None) -> None:
         """Let it go on since `paused`, and admit it where it holds a version, or part with it."""
         try:
-            await self._routes.resume(replica, RESUME_TIMEOUT_S)
+            with _each([replica], RESUMES):
+                await self._routes.resume(replica, RESUME_TIMEOUT_S)
         except CallFailed as problem:
             # One whose weights are not whole refuses, and lives: it is brought up to date like one that came new.
             if version is not None or problem.outcome is not Outcome.FAILED:
                 self._membership.lose(replica, str(problem))
-        replica.last_pause_s = time.monotonic() - paused
+        replica.last_pause_s = now_s() - paused
         replica.paused_s += replica.last_pause_s
         if version is not None:
             self._membership.admit(replica, version)
@@ -185,11 +196,21 @@ class Push:
             elif outcome is Outcome.FAILED:
                 to_ask.append(replica)
         calls = [self._routes.probe(replica, self._probe_timeout_s) for replica in to_ask]
-        failed = await on_all(to_ask, calls)
+        with _each(to_ask, IS_PROBED):
+            failed = await on_all(to_ask, calls)
         lost += [(replica, str(failed[replica.url])) for replica in to_ask if replica.url in failed]
         for replica, reason in lost:
             self._membership.lose(replica, reason)
         return len(lost)
+
+
+@contextmanager
+def _each(replicas: Sequence[Replica], reason: str) -> Iterator[None]:
+    """The block waits for each of them."""
+    with ExitStack() as waits:
+        for replica in replicas:
+            waits.enter_context(waiting(f"replica {replica.url}", reason))
+        yield
 
 
 def _report_of(replicas: Sequence[Replica], failed: dict[str, CallFailed]) -> TransferReport:

@@ -13,10 +13,12 @@ from rollout_server.fleet import Fleet
 from rollout_server.membership import State
 from wire.errors import ServiceError
 from wire.keeper import deaths_in_a_row, pause_after
+from wire.waits import waiting
 
 PLACE_MARGIN_S = 15.0
 CHECK_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 30.0
+STARTS = "starts"
 
 
 class Host(Protocol):
@@ -143,8 +145,9 @@ class StartedReplicas:
         post.host = self._place(post.index)
         deadline_s = self._settings.startup_timeout_s + PLACE_MARGIN_S  # the host keeps the start's own deadline
         try:
-            async with asyncio.timeout(deadline_s):
-                url = await post.host.start()
+            with waiting(f"replica {post.index}", STARTS):
+                async with asyncio.timeout(deadline_s):
+                    url = await post.host.start()
         except TimeoutError:
             raise ServiceError(
                 f"replica-{post.index} found no node with a free `rollout` resource within {deadline_s:.0f} s"

@@ -24,7 +24,12 @@ from wire.generation import PolicyVersion
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "deploy/README.md")
-LOGGING = ("metrics", "journal", "services")  # what names a TensorBoard scalar, beside verdicts and fleet
+LOGGING = (
+    "metrics",
+    "journal",
+    "services",
+    "utilisation",
+)  # what names a TensorBoard scalar, beside verdicts and fleet
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 
 SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, ScaleSettings, RunSettings) for f in fields(cls)}
@@ -33,7 +38,7 @@ OTHER_FLAGS = {
     *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM
     *("model", "host", "port", "max-model-len", "trust-remote-code", "generation-config"),  # vLLM, by hand
     *("head", "node-ip-address", "resources"),  # ray start
-    *("logdir", "no-deps"),  # tensorboard, pip
+    *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
 }
 
 FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")

@@ -154,6 +154,15 @@ class RunSettings(RolloutSettings, CheckSettings):
         default=False, metadata={"help": "Keep the reference's ZeRO-3 shards on the host (stage 3 only)."}
     )
     learner_timeout_s: float = field(default=3600.0, metadata={"help": "Deadline of any call to the learner."})
+    stall_warn_s: float = field(
+        default=300.0, metadata={"help": "A wait that lasts so long is reported, with who waits for whom and why."}
+    )
+    stall_stop_s: float = field(
+        default=3600.0,
+        metadata={
+            "help": "The run ends when no piece of work has ended for so long; 0: never. See trainer/watchdog.py."
+        },
+    )
     ray_address: str | None = field(
         default=None, metadata={"help": "Ray cluster to join (auto, or host:port); embedded when not given."}
     )
@@ -168,6 +177,12 @@ class RunSettings(RolloutSettings, CheckSettings):
     logging_dir: str | None = field(default=None, metadata={"help": "TensorBoard's folder; <output_dir>/runs."})
     num_logged_completions: int = field(default=4, metadata={"help": "Completions logged as text with their verdicts."})
     log_completions_steps: int = field(default=10, metadata={"help": "Log them every this many steps."})
+    trace_mib: int = field(
+        default=256, metadata={"help": "What trace.json and the part before it may take together; 0: no trace."}
+    )
+    picture_steps: int = field(
+        default=50, metadata={"help": "Draw timeline and curves every this many steps and at the end; 0: never."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -264,6 +279,8 @@ class RunSettings(RolloutSettings, CheckSettings):
             "thought_length_weight",
             "overlong_weight",
             "overlong_cache",
+            "trace_mib",
+            "picture_steps",
         ):
             at_least[name] = (0, getattr(self, name))
         for name, (bound, value) in at_least.items():
@@ -271,11 +288,16 @@ class RunSettings(RolloutSettings, CheckSettings):
                 raise ConfigError(f"{name} ({value}) must be at least {bound}")
         for name in (
             "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s",
-            "reward_clip_range", "advantage_clip_range", "max_first_logp_gap", "max_logp_gap",
+            "reward_clip_range", "advantage_clip_range", "max_first_logp_gap", "max_logp_gap", "stall_warn_s",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} ({value}) must be positive")
+        if not (self.stall_stop_s == 0 or self.stall_stop_s >= self.stall_warn_s):  # NaN too
+            raise ConfigError(
+                f"stall_stop_s ({self.stall_stop_s:g}) must be at least stall_warn_s ({self.stall_warn_s:g}), or 0 for "
+                "never: the run would end before it said what it waits for"
+            )
         if self.importance_weights not in IMPORTANCE_WEIGHTS:
             raise ConfigError(
                 f"importance_weights {self.importance_weights!r} is not among {', '.join(IMPORTANCE_WEIGHTS)}"

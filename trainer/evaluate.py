@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from trainer.collect import Collector
+from trainer.collect import Collector, Judged
+from trainer.pipeline import IN_THE_MAKING
 from trainer.prompts import Prompt
 from wire.errors import ConfigError
+from wire.waits import waiter, waiting
 
 Truth = Callable[[list[dict[str, str]], str], float]
 
@@ -51,11 +53,12 @@ async def evaluate_held_out(
     scores: list[float] = []
     truths: list[float] = []
     num = 0
-    tasks = [asyncio.create_task(collector.judged(prompt, purpose="held-out")) for prompt in prompts]
+    tasks = [_begun(collector, prompt) for prompt in prompts]
     try:
         with tqdm(total=len(tasks), desc=title, unit="prompt", leave=False, mininterval=1.0) as bar:
             for prompt, task in zip(prompts, tasks, strict=True):
-                judged = await task
+                with waiting(_name(prompt), IN_THE_MAKING):
+                    judged = await task
                 bar.update()
                 num += len(judged.texts)
                 scores += [score for score in judged.verdict.scores if score is not None]
@@ -66,6 +69,15 @@ async def evaluate_held_out(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return HeldOut(_mean(scores), _mean(truths), num, num - len(scores))
+
+
+def _name(prompt: Prompt) -> str:
+    return f"held-out {prompt.occurrence}"
+
+
+def _begun(collector: Collector, prompt: Prompt) -> asyncio.Task[Judged]:
+    with waiter(_name(prompt)):
+        return asyncio.create_task(collector.judged(prompt, purpose="held-out"))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -76,6 +76,7 @@ async def train(
     checkpoint: Callable[[PolicyVersion, Pipeline], Awaitable[None]],
     ledger: Ledger,
     journal: Journal,
+    observe: Callable[[Pipeline], None] = lambda _: None,
 ) -> PolicyVersion:
     """Train from `version` to the last step; returns the final version.
 
@@ -92,18 +93,21 @@ async def train(
             decides whether to save.
         ledger: writes each step down before its weights are pushed.
         journal: takes note.
+        observe: shown the pipeline before the first prompt is admitted.
 
     Raises:
         ServiceError: a collaborator failed, `inspect` found the groups unfit, or a completion was older than max_lag
             allows (a bug, not a case).
     """
-    async with Pipeline(
+    pipeline = Pipeline(
         prompts,
         collect,
         capacity=settings.groups_alive,
         lookahead=settings.lookahead,
         is_wanted=_has_signal if settings.replace_equal_rewards else always,
-    ) as pipeline:
+    )
+    observe(pipeline)
+    async with pipeline:
         while version.step < settings.num_steps:
             with journal.timed("wait"):
                 groups = await pipeline.take(settings.prompts_per_step)

@@ -7,6 +7,7 @@ a guard, `gloo` ours.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ class ZeroWeightSource(WeightSource):
         self._dtype, self._bucket_bytes, self._is_sender = dtype, bucket_bytes, is_sender
         self._left: deque[list[ServedWeight]] = deque()
         self._stream: Generator[tuple[str, torch.Tensor], None, None] | None = None
+        self.gather_seconds = 0.0  # of this pass: what the source itself took, not who reads from it
 
     def metadata(self) -> list[ParamMeta]:
         """Names, wire type and full shapes; a ZeRO-3 shard knows its full shape as `ds_shape`, its own is empty."""
@@ -54,20 +56,21 @@ class ZeroWeightSource(WeightSource):
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """A pass over all weights, each a copy in the wire's type; on ranks that do not send, empty tensors."""
         self.start_pass()
-        self._stream = self._copies()
+        self._stream = self._timed(self._copies())
         return self._stream
 
     def live(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The same without the copy: a tensor is the parameter itself, in its own type, and may be read until the next
         one is asked for. For engines that read on the default stream, or on none."""
         self.start_pass()
-        self._stream = self._originals()
+        self._stream = self._timed(self._originals())
         return self._stream
 
     def start_pass(self) -> None:
         """Begin a pass; `finish_pass` then knows how far it came, if at all."""
         self._left = deque(self._buckets())
         self._stream = None
+        self.gather_seconds = 0.0
 
     def finish_pass(self) -> None:
         """Go through what a pass has left.
@@ -80,6 +83,20 @@ class ZeroWeightSource(WeightSource):
         while self._left:
             with self._gathered(self._left.popleft()):
                 pass
+
+    def _timed(
+        self, stream: Generator[tuple[str, torch.Tensor], None, None]
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        try:
+            while True:
+                started = time.perf_counter()
+                row = next(stream, None)
+                self.gather_seconds += time.perf_counter() - started
+                if row is None:
+                    return
+                yield row
+        finally:
+            stream.close()  # where it stopped in the middle of a bucket, that is a shard again
 
     def _copies(self) -> Generator[tuple[str, torch.Tensor], None, None]:
         while self._left:
@@ -231,6 +248,7 @@ class WeightSender:
             seconds=engine.seconds,
             load_seconds=engine.load_seconds,
             num_bytes=engine.num_bytes,
+            gather_seconds=self._source.gather_seconds,
         )
 
     def close(self) -> None:

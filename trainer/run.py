@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from trainer.config import RunSettings
 from trainer.evaluate import HeldOut, evaluate_held_out
 from trainer.export import Exports
 from trainer.group import Group
-from trainer.journal import Journal
+from trainer.journal import Journal, open_trace
 from trainer.ledger import Ledger
 from trainer.loop import train
 from trainer.material import Material
@@ -27,6 +26,9 @@ from trainer.numerics import NumericsGate
 from trainer.pipeline import Pipeline
 from trainer.prompts import PromptStream
 from trainer.services import Services, running_services
+from trainer.status_file import StatusFile
+from trainer.trace import Trace
+from trainer.watchdog import Watchdog
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
 
@@ -36,22 +38,51 @@ async def run(settings: RunSettings, material: Material, token: str, say: Callab
 
     Raises:
         ConfigError: the judge is not fit.
-        ServiceError: a part failed; the message carries its last words.
+        ServiceError: a part failed, the message carries its last words; or nothing moved for too long.
     """
-    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        status = await stack.enter_async_context(StatusFile(settings))
+        say = status.hears(say)
+        trace = stack.enter_context(open_trace(settings, goes_on=settings.resume_from_checkpoint is not None))
+        watchdog = Watchdog(settings.stall_warn_s, settings.stall_stop_s, say)
+        tasks = [
+            asyncio.create_task(watchdog.watch()),
+            asyncio.create_task(_serve_and_train(settings, material, token, say, status, trace)),
+        ]
+        return await _first_done(tasks)
+
+
+async def _serve_and_train(
+    settings: RunSettings,
+    material: Material,
+    token: str,
+    say: Callable[[str], None],
+    status: StatusFile,
+    trace: Trace,
+) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
     async with running_services(settings, token, say) as services:
-        watch = asyncio.create_task(services.watch())
+        status.services = services
+        work = Run(settings, material, token, services, say, status, trace)
         observe = asyncio.create_task(services.observe())
-        work = asyncio.create_task(Run(settings, material, token, services, say).go(started))
         try:
-            await asyncio.wait([watch, work], return_when=asyncio.FIRST_COMPLETED)
-            if watch.done():
-                watch.result()  # raises: a server of the run has ended, and its last words say why
-            return await work
+            return await _first_done([asyncio.create_task(services.watch()), asyncio.create_task(work.go(started))])
         finally:
-            for task in (watch, observe, work):
-                task.cancel()
-            await asyncio.gather(watch, observe, work, return_exceptions=True)
+            observe.cancel()
+            await asyncio.gather(observe, return_exceptions=True)
+
+
+async def _first_done(tasks: Sequence[asyncio.Task[Any]]) -> Any:
+    """What the first of them that ends returns or raises; the others are cancelled. The last is the work itself, the
+    ones before it watch and end only by raising."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True)
@@ -72,20 +103,29 @@ class Run:
         token: the access token.
         services: the three parts.
         say: told what a person should know.
+        status: told of the parts as they come up.
+        trace: open.
     """
 
     def __init__(
-        self, settings: RunSettings, material: Material, token: str, services: Services, say: Callable[[str], None]
+        self,
+        settings: RunSettings,
+        material: Material,
+        token: str,
+        services: Services,
+        say: Callable[[str], None],
+        status: StatusFile,
+        trace: Trace,
     ) -> None:
         self._settings, self._material, self._token, self._services = settings, material, token, services
-        self._say = say
+        self._say, self._status, self._trace = say, status, trace
         self._checkpoints, self._exports = Checkpoints(settings), Exports(settings)
         self._live = PolicyVersion(0, 0)  # what the replicas hold
         self._done = Done(PolicyVersion(0, 0), 0, frozenset())
         self._first_step = 0
 
     async def go(self, started: float) -> dict[str, Any]:
-        """Check the judge, restore, push, evaluate, train, evaluate, export. `started`: monotonic time in seconds."""
+        """Check the judge, restore, push, evaluate, train, evaluate, export. `started`: by the loop's clock."""
         settings, material = self._settings, self._material
         if material.pairs:
             await check_judge(self._services.judge, settings, material.pairs, self._say)
@@ -97,7 +137,8 @@ class Run:
         sampling = Sampling(settings.response_length, settings.temperature, material.stop_token_ids)
         fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
         timeout_s, room = settings.rollout_timeout_s, settings.rollout_max_num_seqs
-        async with RolloutClient(fleet, self._token, sampling, timeout_s, room=room) as rollouts:
+        least = settings.rloo_k if settings.adaptive_in_flight else 0
+        async with RolloutClient(fleet, self._token, sampling, timeout_s, room=room, least=least) as rollouts:
             collector = Collector(
                 settings,
                 rollouts,
@@ -117,9 +158,13 @@ class Run:
                 services=lambda: (
                     collector.verdicts.drain() | self._services.judge_metrics() | fleet.metrics() | ledger.metrics()
                 ),
+                replicas=lambda: [f"replica {replica.url}" for replica in fleet.ready()],
+                trace=self._trace,
             )
+            self._status.stages = lambda: collector.num_at
+            self._status.metrics = lambda: journal.latest
             async with journal:
-                journal.add_seconds("start", time.monotonic() - started)
+                journal.add_seconds("start", asyncio.get_running_loop().time() - started)
                 with journal.timed("publish"):
                     await self._publish(self._done.version)
                 before = await self._held_out(collector, journal, "held-out, before")
@@ -166,11 +211,15 @@ class Run:
                 checkpoint=partial(self._checkpoint, ledger),
                 ledger=ledger,
                 journal=journal,
+                observe=self._observe,
             )
         except (ServiceError, asyncio.CancelledError):
             with suppress(ServiceError):  # the cause of the end is what must be told
                 await self._save_what_is_done()
             raise
+
+    def _observe(self, pipeline: Pipeline) -> None:
+        self._status.groups = lambda: {"alive": pipeline.num_alive, "ready": pipeline.num_ready}
 
     def _inspect(self, groups: Sequence[Group], collector: Collector, gate: NumericsGate) -> None:
         """Raises ServiceError where a step's groups must not be trained on."""

@@ -14,7 +14,7 @@ from reward_server.placement import place_reward_service
 from reward_server.scheme import Scheme
 from reward_server.service import CLIENT_MARGIN_S
 from rollout_server.control import ControlApi, served
-from rollout_server.fleet import Fleet
+from rollout_server.fleet import FLEET, Fleet
 from rollout_server.placement import PlacedReplica
 from rollout_server.scale import ADDRESS_FILE
 from rollout_server.started import StartedReplicas
@@ -22,10 +22,14 @@ from trainer.config import RunSettings
 from trainer.placement import place_learner, ray_cluster, stop_host
 from trainer.ranks import Learner
 from wire.errors import ConfigError, ServiceError
+from wire.waits import waiter, waiting
 
 WATCH_INTERVAL_S = 2.0
 OBSERVE_INTERVAL_S = 5.0
 CHECK_TIMEOUT_S = 60.0  # a host that does not answer for so long is frozen, or its node is cut off
+STARTS = "starts"
+PLACES_LEARNER = "places the learner"
+IS_ASKED = "is asked who judges there"
 PLACE_MARGIN_S = 15.0  # until a node is found; the host keeps the start's own deadline
 
 
@@ -61,8 +65,9 @@ class Services:
         Raises:
             ServiceError: the judge that this run started has ended, or the fleet is too small for too long.
         """
-        parts = [self._watch_judge(), self.fleet.tend(), self.replicas.tend()]
-        tasks = [asyncio.create_task(part) for part in parts]
+        with waiter(FLEET):  # who waits for a replica that is started again
+            tasks = [asyncio.create_task(part) for part in (self.fleet.tend(), self.replicas.tend())]
+        tasks.append(asyncio.create_task(self._watch_judge()))
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -101,7 +106,9 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(ray_cluster(settings))
-        learner = Learner(place_learner(settings), settings)
+        with waiting("ray", PLACES_LEARNER):
+            ranks = await asyncio.to_thread(place_learner, settings)  # it blocks until there is room
+        learner = Learner(ranks, settings)
         stack.push_async_callback(learner.close)
         fleet = await stack.enter_async_context(Fleet(settings, token, skip_push=settings.skip_push, say=say))
         replicas = StartedReplicas(settings, fleet, lambda index: PlacedReplica(settings, index), say)
@@ -130,7 +137,8 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
                 scheme=Scheme.of(settings),
             )
         )
-        info = await judge.info()
+        with waiting(f"judge {judge.url}", IS_ASKED):
+            info = await judge.info()
         if settings.deterministic and not info.get("deterministic"):
             raise ConfigError(f"a deterministic run cannot join {reward_url}: start it with --deterministic true too")
         yield Services(learner, fleet, replicas, judge, judge_hosts, info)
@@ -150,8 +158,9 @@ def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
 async def _started(host: Any, timeout_s: float, say: Callable[[str], None]) -> str:
     deadline_s = timeout_s + PLACE_MARGIN_S
     try:
-        async with asyncio.timeout(deadline_s) as scope:
-            url: str = await host.start.remote()
+        with waiting("judge", STARTS):
+            async with asyncio.timeout(deadline_s) as scope:
+                url: str = await host.start.remote()
     except Exception as error:  # the actor's own error, wrapped by Ray
         if scope.expired():
             raise ServiceError(

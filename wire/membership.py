@@ -45,7 +45,8 @@ class TransferReport(msgspec.Struct, frozen=True):
     `outcomes` and `problems` are by URL; a member that is DONE has no problem. `error` is what went wrong at the
     learner itself, `first` the member that failed before the others: what they say may only follow from it. Times in
     seconds: `seconds` from the first byte to the last, `load_seconds` the longest that a member then took to load what
-    had arrived. Example of a push that one of two replicas did not live through:
+    had arrived, `gather_seconds` what the learner took to get the weights together: ZeRO-3 shards gathered, adapters
+    merged, some of it while others are on the wire. Example of a push that one of two replicas did not live through:
     `TransferReport({"http://a": Outcome.FAILED, "http://b": Outcome.GONE}, {...}, "connection reset", 0.4, 0.0, 0)`.
     """
 
@@ -56,6 +57,7 @@ class TransferReport(msgspec.Struct, frozen=True):
     load_seconds: float = 0.0
     num_bytes: int = 0
     first: str = ""
+    gather_seconds: float = 0.0
 
     @property
     def is_whole(self) -> bool:

@@ -51,6 +51,26 @@ def test_the_defaults_are_those_the_design_promises() -> None:
     assert (s.max_first_logp_gap, s.max_logp_gap) == (0.08, 0.15)
 
 
+@pytest.mark.parametrize(("warn", "stop"), [(300.0, 3600.0), (300.0, 300.0), (300.0, 0.0), (0.5, 1e9)])
+def test_a_stall_is_reported_before_it_ends_the_run(warn: float, stop: float) -> None:
+    RunSettings(device="cpu", stall_warn_s=warn, stall_stop_s=stop).check()
+
+
+@pytest.mark.parametrize(
+    ("warn", "stop", "words"),
+    [
+        (0.0, 3600.0, r"stall_warn_s \(0.0\) must be positive"),
+        (math.nan, 3600.0, "stall_warn_s"),
+        (300.0, 200.0, r"stall_stop_s \(200\) must be at least stall_warn_s \(300\), or 0"),
+        (300.0, -1.0, "stall_stop_s"),
+        (300.0, math.nan, "stall_stop_s"),
+    ],
+)
+def test_limits_of_a_stall_that_cannot_work_are_refused(warn: float, stop: float, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        RunSettings(device="cpu", stall_warn_s=warn, stall_stop_s=stop).check()
+
+
 @given(*[st.integers(1, 6)] * 6, st.integers(1, 5000))
 def test_steps_cover_the_episodes_and_groups_are_whole(  # the six are the factors of a step
     size: int, accumulation: int, mini_batches: int, ranks: int, half_k: int, epochs: int, episodes: int
@@ -121,7 +141,10 @@ AT_LEAST_ONE = (
     "num_ppo_epochs", "local_rollout_forward_batch_size", "num_learner_ranks", "save_total_limit",
     "logprob_chunk_tokens", "lora_r", "lora_alpha",
 )  # fmt: skip
-AT_LEAST_ZERO = ("max_lag", "num_eval_prompts", "save_steps", "export_steps", "max_tokens_per_microbatch")
+AT_LEAST_ZERO = (
+    "max_lag", "num_eval_prompts", "save_steps", "export_steps", "max_tokens_per_microbatch", "trace_mib",
+    "picture_steps",
+)  # fmt: skip
 POSITIVE = (
     "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s", "reward_clip_range",
     "advantage_clip_range", "max_first_logp_gap", "max_logp_gap",

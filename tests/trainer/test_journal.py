@@ -13,11 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.config import RunSettings
 from trainer.group import Group
-from trainer.journal import Journal, library_versions, write_summary
+from trainer.journal import Journal, library_versions, open_trace, write_summary
 from trainer.prompts import Prompt
 from trainer.stats import Moments, StepStats
 from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import GroupVerdict, PlacedVerdict, Verdict
+from wire.waits import WAITS, waiting
 
 
 def group(score: float | None = 4.0) -> Group:
@@ -149,7 +150,9 @@ async def test_a_resumed_run_counts_its_speed_from_where_it_went_on(tmp_path: Pa
     assert values(events, "eps")[3] > 0
 
 
-async def test_the_progress_line_says_who_waits_for_whom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_progress_line_says_who_waits_for_whom(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = Journal(settings_for(tmp_path), first_step=0, stop_token_ids=(2,), waits=lambda: "the judge")
     async with journal:
         with journal.timed("wait"):
@@ -158,6 +161,10 @@ async def test_the_progress_line_says_who_waits_for_whom(tmp_path: Path, capsys:
         with journal.timed("publish"):
             journal._show()
             assert "publish" in journal._bar.postfix
+        with monkeypatch.context() as clock, journal.timed("checkpoint"):
+            clock.setattr(asyncio.get_running_loop(), "time", lambda: journal._stage_since + 42.0)
+            journal._show()
+            assert journal._bar.postfix.endswith("checkpoint 42 s")
     assert "step 1/3" in line and "score 3.00" in line and "lag 0.5" in line and "learner waits for the judge" in line
     assert "4/12" in capsys.readouterr().err
 
@@ -185,6 +192,80 @@ async def test_steps_of_an_earlier_life_beyond_the_one_restored_are_gone_and_a_f
     assert [line["step"] for line in step_lines(tmp_path)] == [1, 2]
     await write(settings_for(tmp_path))
     assert [line["step"] for line in step_lines(tmp_path)] == [1, 2, 3]
+
+
+async def test_times_are_those_of_the_loops_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(tmp_path, picture_steps=0)
+    journal = Journal(settings, first_step=0, stop_token_ids=(2,), waits=str)
+    async with journal:
+        with monkeypatch.context() as clock:
+            loop, started = asyncio.get_running_loop(), journal._started
+            clock.setattr(loop, "time", lambda: started + 100.0)
+            with journal.timed("step"):
+                clock.setattr(loop, "time", lambda: started + 107.0)
+            journal.record(PolicyVersion(0, 1), [group()] * 2, STATS, lags=[0, 1], num_dropped=0)
+    events = read(settings)
+    assert values(events, "time/step") == {1: 7.0}
+    assert values(events, "eps") == {1: pytest.approx(4 / 107)}
+
+
+async def test_each_step_says_how_busy_the_parts_were_and_how_a_push_was_spent(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    push = {"fleet/gather_seconds": 0.25, "fleet/transfer_seconds": 1.5}
+    journal = Journal(
+        settings,
+        first_step=0,
+        stop_token_ids=(2,),
+        waits=str,
+        services=lambda: dict(push),
+        replicas=lambda: ["replica http://a", "replica http://b"],
+    )
+    async with journal:
+        with waiting("replica http://a", "writes"), waiting("learner 0", "scores"):
+            journal.record(PolicyVersion(0, 1), [group()] * 2, STATS, lags=[0, 1], num_dropped=0)
+    events = read(settings)
+    assert 0 < values(events, "util/replicas")[1] <= 0.5 and 0 < values(events, "util/learner")[1] <= 1
+    assert values(events, "util/judge") == {1: 0.0}
+    assert values(events, "time/gather") == {1: 0.25} and values(events, "time/broadcast") == {1: 1.5}
+    assert journal.summary()["seconds"]["broadcast"] == 1.5
+
+
+async def test_the_trace_has_the_stages_and_the_waits_and_a_stage_is_nobody_to_wait_for(tmp_path: Path) -> None:
+    journal = Journal(settings_for(tmp_path), first_step=0, stop_token_ids=(), waits=str)
+    async with journal:
+        with journal.timed("wait"), waiting("group 4", "is in the making"):
+            assert [wait.peer for wait in WAITS.current] == ["group 4"]
+        with journal.timed("step"), waiting("learner 0", "steps"):
+            pass
+    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    assert [(event["name"], event["tid"]) for event in events] == [
+        ("group 4 is in the making", 1), ("wait", 0), ("steps", 0), ("step", 0)
+    ]  # fmt: skip
+
+
+async def test_a_trace_that_was_open_before_is_used_and_left_open(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with open_trace(settings, goes_on=False) as trace:
+        with waiting("ray", "places a learner"):
+            pass
+        async with Journal(settings, first_step=0, stop_token_ids=(), waits=str, trace=trace) as journal:
+            with journal.timed("wait"):
+                pass
+        with waiting("disk", "saves"):
+            pass
+    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    assert [event["name"] for event in events] == ["places a learner", "wait", "saves"]
+
+
+async def test_the_pictures_are_in_tensorboard_and_in_files(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, picture_steps=2)
+    await write(settings)
+    events = read(settings)
+    for name in ("pictures/timeline", "pictures/curves"):
+        images = events.Images(name)
+        assert images[-1].step == 3 and images[-1].width == 1500
+        assert images[-1].encoded_image_string.startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "pictures").glob("*.png")} == {"timeline.png", "curves.png"}
 
 
 async def test_leaving_ends_the_ticker_after_an_error_too(tmp_path: Path) -> None:

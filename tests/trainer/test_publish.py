@@ -35,3 +35,21 @@ def test_adapters_are_merged_in_live_tensors_too() -> None:
     source = ZeroWeightSource([ServedWeight("w", base, down, up, 0.5)], torch.float32, 8, is_sender=True)
     ((_, merged),) = source.live()
     assert torch.allclose(merged, base + 0.5 * up @ down)
+
+
+def test_the_sources_own_time_is_counted_and_not_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+    source = ZeroWeightSource(served_weights(model), torch.float32, 8, is_sender=True)
+    now = [0.0]
+    monkeypatch.setattr("trainer.publish.time.perf_counter", lambda: now[0])
+    tensor = ServedWeight.tensor
+
+    def slow(weight: ServedWeight, dtype: torch.dtype) -> torch.Tensor:
+        now[0] += 2.0
+        return tensor(weight, dtype)
+
+    monkeypatch.setattr(ServedWeight, "tensor", slow)
+    for _ in range(2):  # each pass begins at 0
+        for _ in source:
+            now[0] += 100.0
+        assert source.gather_seconds == 4 * 2.0

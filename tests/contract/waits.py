@@ -1,0 +1,345 @@
+"""Every wait of the driver brought about: stand-ins that never come to an end of what is asked of them.
+
+Each scenario is an asynchronous context manager: while it is open, something waits. `SCENARIOS` has them by the module
+that waits and the reason, with the peer that is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+import reward_server.asking
+import reward_server.client
+import rollout_server.client
+import rollout_server.fleet
+import rollout_server.push
+import rollout_server.started
+import trainer.evaluate
+import trainer.pipeline
+import trainer.ranks
+import trainer.services
+from reward_server.client import RewardClient
+from rollout_server.client import RolloutClient, Sampling
+from rollout_server.config import RolloutSettings
+from rollout_server.fleet import Fleet
+from rollout_server.started import StartedReplicas
+from tests.contract.silence import SilentActor, silent_server
+from tests.rollout_server.roster import Roster
+from tests.rollout_server.world import TOKEN, World
+from trainer.batch import Sample
+from trainer.config import RunSettings
+from trainer.evaluate import evaluate_held_out
+from trainer.pipeline import Pipeline
+from trainer.prompts import Prompt
+from trainer.ranks import Learner
+from wire.generation import PolicyVersion
+from wire.judgement import Message
+from wire.membership import Member, Outcome, TransferReport
+
+LONG_S = 60.0  # every deadline: none is met
+V1 = PolicyVersion(0, 1)
+TALK = (Message(role="user", content="sea?"),)
+SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
+GENERATE = "inference/v1/generate"
+
+
+@asynccontextmanager
+async def under_way(*works: Awaitable[Any]) -> AsyncIterator[None]:
+    """Works that go on while the context is open."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def forever(*_: Any, **__: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def answering(status: int) -> AsyncIterator[str]:
+    """A server that has only this to say; yields its URL."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Retry-After": "1"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", answer)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+# --- the driver and the replicas that write
+
+
+async def ask(rollouts: RolloutClient) -> None:
+    async with rollouts.generate((5, 6), 2, seed=1, salt=lambda: "0.1") as futures:
+        await asyncio.gather(*futures)
+
+
+@asynccontextmanager
+async def completions(*urls: str, prompts: int = 1, room: int = 0) -> AsyncIterator[None]:
+    sampling = Sampling(max_tokens=16, temperature=1.0, stop_token_ids=(2,))
+    async with (
+        RolloutClient(Roster(*urls), TOKEN, sampling, LONG_S, room=room) as rollouts,
+        under_way(*(ask(rollouts) for _ in range(prompts))),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def completions_of_a_silent_replica(**changes: Any) -> AsyncIterator[None]:
+    async with silent_server(GENERATE) as url, completions(url, **changes):
+        yield
+
+
+@asynccontextmanager
+async def completions_of_a_broken_replica() -> AsyncIterator[None]:
+    async with answering(500) as url, completions(url):
+        yield
+
+
+# --- the fleet
+
+
+class SlowToOpen(World):
+    """A world whose learner never forms a transfer group."""
+
+    async def open_transfer(self, members: Sequence[Member], timeout_s: float) -> TransferReport:
+        await forever()
+        raise AssertionError
+
+
+@asynccontextmanager
+async def push(world: World, hanging: str = "", *, keep: bool = True) -> AsyncIterator[None]:
+    """A push to one replica, which never answers the route `hanging`."""
+    settings = RolloutSettings(
+        device="cpu",
+        transfer_timeout_s=LONG_S,
+        probe_timeout_s=LONG_S,
+        rollout_timeout_s=LONG_S,
+        inflight_updates=keep,
+    )
+    async with world.serving() as server, Fleet(settings, TOKEN) as fleet:
+        await fleet.add(server.url)
+        server.hanging.add(hanging)
+        async with under_way(fleet.publish(world, V1)):
+            yield
+            server.hanging.clear()  # a push that is cancelled still resumes its members
+
+
+@asynccontextmanager
+async def slow_transfer() -> AsyncIterator[None]:
+    world = World()
+    world.gate.clear()
+    async with push(world):
+        yield
+        world.gate.set()
+
+
+@asynccontextmanager
+async def failed_transfer() -> AsyncIterator[None]:
+    world = World()
+    world.failures = [{0: Outcome.FAILED}]
+    async with push(world, "is_paused"):
+        yield
+
+
+@asynccontextmanager
+async def joining() -> AsyncIterator[None]:
+    settings = RolloutSettings(device="cpu", probe_timeout_s=LONG_S)
+    async with silent_server("get_world_size") as url, Fleet(settings, TOKEN) as fleet, under_way(fleet.add(url)):
+        yield
+
+
+@asynccontextmanager
+async def nobody_ready() -> AsyncIterator[None]:
+    settings = RolloutSettings(device="cpu", replica_wait_s=LONG_S, probe_interval_s=0.01)
+    async with Fleet(settings, TOKEN) as fleet:
+        await fleet.publish(World(), V1)
+        async with under_way(fleet.tend()):
+            yield
+
+
+@asynccontextmanager
+async def starting() -> AsyncIterator[None]:
+    settings = RolloutSettings(device="cpu")
+    host = SimpleNamespace(start=forever, stop=asyncio.Event().set)
+    place: Any = lambda _: host  # noqa: E731
+    async with Fleet(settings, TOKEN) as fleet:
+        replicas = StartedReplicas(settings, fleet, place, lambda _: None)
+        async with under_way(replicas.start(1)):
+            yield
+
+
+# --- the reward service
+
+
+@asynccontextmanager
+async def verdicts(url: str, num: int = 1, **changes: Any) -> AsyncIterator[None]:
+    async with (
+        RewardClient(url, TOKEN, LONG_S, **changes) as client,
+        under_way(*(client.judge(TALK, ("a", "b"), seed) for seed in range(num))),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def verdicts_of_a_silent_service(**changes: Any) -> AsyncIterator[None]:
+    async with silent_server("v1/judgement") as url, verdicts(url, **changes):
+        yield
+
+
+@asynccontextmanager
+async def verdicts_of_a_full_service() -> AsyncIterator[None]:
+    async with answering(429) as url, verdicts(url):
+        yield
+
+
+def verdicts_of_nobody() -> AbstractAsyncContextManager[None]:
+    return verdicts(f"http://127.0.0.1:{unused_port()}")
+
+
+# --- the learner, and the services' start
+
+
+def learner_call(method: str, call: Callable[[Learner], Awaitable[Any]]) -> Callable[[], Any]:
+    """Two ranks never come back from `method`."""
+
+    @asynccontextmanager
+    async def scenario() -> AsyncIterator[None]:
+        settings = RunSettings(device="cpu", num_learner_ranks=2, learner_timeout_s=LONG_S)
+        learner = Learner([SilentActor(method, facts={}) for _ in range(2)], settings)
+        before = asyncio.all_tasks()
+        async with under_way(call(learner)):
+            yield
+        calls = asyncio.all_tasks() - before  # a rank goes on with what nobody waits for any more
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    return scenario
+
+
+def judge_start() -> AbstractAsyncContextManager[None]:
+    return under_way(trainer.services._started(SilentActor("start"), LONG_S, lambda _: None))
+
+
+@asynccontextmanager
+async def services(placing: Callable[[Any], Any], patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[None]:
+    """The start of a run that joins its reward service, which never says who judges there."""
+    patches.setattr(trainer.services, "ray_cluster", lambda _: nullcontext())
+    patches.setattr(trainer.services, "place_learner", placing)
+    async with silent_server("v1/info") as url:
+        settings = RunSettings(device="cpu", replicas=0, reward_url=url, output_dir=str(folder))
+
+        async def start() -> None:
+            async with trainer.services.running_services(settings, TOKEN, lambda _: None):
+                pass
+
+        async with under_way(start()):
+            yield
+
+
+@asynccontextmanager
+async def placing(patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[None]:
+    has_room = threading.Event()
+
+    def place(_: Any) -> list[Any]:
+        has_room.wait(LONG_S)
+        return []
+
+    try:
+        async with services(place, patches, folder):
+            yield
+            has_room.set()
+    finally:
+        has_room.set()
+
+
+def asking_who_judges(patches: pytest.MonkeyPatch, folder: Path) -> AbstractAsyncContextManager[None]:
+    facts = {"num_parameters": 1}
+    return services(lambda _: [SilentActor(facts=facts)], patches, folder)
+
+
+# --- groups
+
+
+def prompt(occurrence: int) -> Prompt:
+    return Prompt(occurrence, ({"role": "user", "content": "sea?"},), (5, 6))
+
+
+@asynccontextmanager
+async def taking_groups() -> AsyncIterator[None]:
+    async with (
+        Pipeline(map(prompt, itertools.count(7)), forever, capacity=2) as pipeline,
+        under_way(pipeline.take(1)),
+    ):
+        yield
+
+
+def held_out() -> AbstractAsyncContextManager[None]:
+    collector: Any = SimpleNamespace(judged=forever)
+    return under_way(evaluate_held_out(collector, [prompt(3)], None, "held-out"))
+
+
+SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextManager[None]]]] = {
+    ("rollout_server.client", rollout_server.client.WRITES): ("replica http", completions_of_a_silent_replica),
+    ("rollout_server.client", rollout_server.client.HAS_NOBODY): ("fleet", completions),
+    ("rollout_server.client", rollout_server.client.HAS_NO_ROOM): (
+        "fleet", lambda: completions_of_a_silent_replica(prompts=2, room=2)
+    ),
+    ("rollout_server.client", rollout_server.client.RESTS): ("fleet", completions_of_a_broken_replica),
+    ("rollout_server.fleet", rollout_server.fleet.TAKES_WEIGHTS): ("fleet", slow_transfer),
+    ("rollout_server.fleet", rollout_server.fleet.HAS_TOO_FEW): ("fleet", nobody_ready),
+    ("rollout_server.fleet", rollout_server.fleet.IS_MET): ("replica http", joining),
+    ("rollout_server.push", rollout_server.push.PAUSES): ("replica http", lambda: push(World(), "pause")),
+    ("rollout_server.push", rollout_server.push.FINISHES): ("replica http", lambda: push(World(), "pause", keep=False)),
+    ("rollout_server.push", rollout_server.push.JOINS): ("replica http", lambda: push(SlowToOpen())),
+    ("rollout_server.push", rollout_server.push.LOADS): ("replica http", slow_transfer),
+    ("rollout_server.push", rollout_server.push.RESUMES): ("replica http", lambda: push(World(), "resume")),
+    ("rollout_server.push", rollout_server.push.IS_PROBED): ("replica http", failed_transfer),
+    ("rollout_server.started", rollout_server.started.STARTS): ("replica 0", starting),
+    ("reward_server.client", reward_server.client.HAS_NO_CONNECTION): (
+        "judge http", lambda: verdicts_of_a_silent_service(num=2, max_connections=1)
+    ),
+    ("reward_server.asking", reward_server.asking.JUDGES): ("judge http", verdicts_of_a_silent_service),
+    ("reward_server.asking", reward_server.asking.QUEUE_IS_FULL): ("judge http", verdicts_of_a_full_service),
+    ("reward_server.asking", reward_server.asking.DOES_NOT_ANSWER): ("judge http", verdicts_of_nobody),
+    ("trainer.services", trainer.services.PLACES_LEARNER): ("ray", placing),
+    ("trainer.services", trainer.services.STARTS): ("judge", judge_start),
+    ("trainer.services", trainer.services.IS_ASKED): ("judge http", asking_who_judges),
+    ("trainer.pipeline", trainer.pipeline.IN_THE_MAKING): ("group 7", taking_groups),
+    ("trainer.evaluate", trainer.evaluate.IN_THE_MAKING): ("held-out 3", held_out),
+}  # fmt: skip
+
+RANKS: dict[str, Callable[[Learner], Awaitable[Any]]] = {
+    "pick_port": lambda learner: learner.setup("127.0.0.1"),
+    "setup": lambda learner: learner.setup("127.0.0.1"),
+    "step": lambda learner: learner.step([[], []]),
+    "reference": lambda learner: learner.reference([SAMPLE]),
+    "open_transfer": lambda learner: learner.open_transfer([Member("http://a", 1, "")], LONG_S),
+    "send_weights": lambda learner: learner.send_weights(learner.version, "push-7", LONG_S),
+    "save": lambda learner: learner.save("folder"),
+    "load": lambda learner: learner.load("folder"),
+    "export": lambda learner: learner.export("folder"),
+    "export_adapter": lambda learner: learner.export_adapter("folder"),
+}
+SCENARIOS |= {
+    ("trainer.ranks", trainer.ranks.REASONS[method]): ("learner", learner_call(method, call))
+    for method, call in RANKS.items()
+}
