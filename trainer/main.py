@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
 from trainer.folders import held_alone
-from trainer.journal import write_summary
+from trainer.journal import open_trace, write_summary
 from trainer.material import Material, load_material
 from trainer.plan import make_plan
 from trainer.preflight import check_environment
@@ -76,11 +78,12 @@ def simulation(settings: RunSettings, path: str) -> int:
     """What the rates in the file at `path` come to, reckoned and simulated; nothing real is looked for or started."""
     rates = load_rates(path)
     say("\n".join(capacity_lines(settings, rates)))
-    summary = simulate(settings, rates, steps=settings.simulate_steps)
+    folder = Path(settings.output_dir) / "simulation"
+    settings = replace(settings, output_dir=str(folder))
+    summary = simulate(settings, rates, steps=settings.simulate_steps, instrument=partial(open_trace, goes_on=False))
     say("\n".join(summary_lines(summary)))
-    target = Path(settings.output_dir) / "simulation.json"
-    write_summary(target, summary)
-    say(f"summary: {target}")
+    write_summary(folder / "summary.json", summary)
+    say(f"summary and trace: {folder}")
     return 0
 
 

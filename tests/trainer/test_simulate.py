@@ -112,7 +112,11 @@ def test_the_program_simulates_without_model_data_or_ray(tmp_path: Path, capsys:
     assert main([*flags, "--replicas=64", "--model_name_or_path=./nowhere"]) == 0
     printed = capsys.readouterr().out
     assert "bottleneck" in printed and "simulated" in printed and "waits for genrm" in printed
-    assert json.loads((tmp_path / "run" / "simulation.json").read_text())["steps"] == 6
+    folder = tmp_path / "run" / "simulation"
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    rows = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert {"replica sim://replica-63", "genrm sim://genrm-0", "learner 0"} <= rows
 
 
 def test_rates_that_are_not_there_end_the_program_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
