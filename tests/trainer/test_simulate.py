@@ -27,15 +27,15 @@ RATES = Rates(
 # Six layouts: settings, changes of the rates, steps.
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, float], int]] = {
     "generation-bound": (
-        {"replicas": 4, "rollout_max_num_seqs": 2, "gradient_accumulation_steps": 64}, {"verdict_s": 5}, 20,
+        {"replicas": 4, "rollout_max_num_seqs": 2, "gradient_accumulation_steps": 64}, {"verdict_s": 5}, 14,
     ),
     "judge-bound": (
-        {"replicas": 4, "judge_max_num_seqs": 8, "gradient_accumulation_steps": 64}, {}, 20,
+        {"replicas": 4, "judge_max_num_seqs": 8, "gradient_accumulation_steps": 64}, {}, 14,
     ),
     "learner-bound": ({"replicas": 4, "gradient_accumulation_steps": 16}, {"step_s": 200, "reference_s": 0.3}, 20),
     "balanced": (
         {"replicas": 4, "rollout_max_num_seqs": 2, "judge_max_num_seqs": 8, "gradient_accumulation_steps": 64},
-        {"step_s": 230}, 20,
+        {"step_s": 230}, 14,
     ),
     "latency-bound": ({"replicas": 4, "gradient_accumulation_steps": 16}, {}, 80),
     "the original's": ({"replicas": 1}, {"verdict_s": 40, "step_s": 25, "reference_s": 0.25}, 150),
