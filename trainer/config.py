@@ -26,6 +26,14 @@ class RunSettings(RolloutSettings, CheckSettings):
 
     output_dir: str = field(default="runs/rloo", metadata={"help": "Folder for everything the run writes."})
     dry_run: bool = field(default=False, metadata={"help": "Check the settings, print the plan, load nothing."})
+    rates: str | None = field(
+        default=None, metadata={"help": "YAML file with the parts' rates: --dry_run prints what they come to."}
+    )
+    simulate: str | None = field(
+        default=None,
+        metadata={"help": "Such a file: run the driver over stand-ins with these rates, on a virtual clock."},
+    )
+    simulate_steps: int = field(default=100, metadata={"help": "Steps of a simulation."})
     seed: int = field(default=42, metadata={"help": "Seeds prompts, completions, pairings and ranks."})
 
     dataset_split: str = field(default="train", metadata={"help": "Split that the training prompts come from."})
@@ -255,7 +263,7 @@ class RunSettings(RolloutSettings, CheckSettings):
             for name in (
                 "total_episodes", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches",
                 "num_ppo_epochs", "local_rollout_forward_batch_size", "num_learner_ranks", "save_total_limit",
-                "logprob_chunk_tokens", "lora_r", "lora_alpha",
+                "logprob_chunk_tokens", "lora_r", "lora_alpha", "simulate_steps",
             )
         }  # fmt: skip
         for name in (

@@ -20,7 +20,9 @@ from wire.process import free_port
 from wire.settings import parse_settings, run_program
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "rates"
+)
 TOY = ROOT / ".cache" / "toy"
 
 

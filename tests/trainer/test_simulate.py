@@ -1,0 +1,126 @@
+"""The real driver over stand-ins on a virtual clock, and preflight's predictions against it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.capacity import expected_step_s
+from trainer.config import RunSettings
+from trainer.main import main
+from trainer.rates import Rates, make_layout
+from trainer.simulate import simulate
+from wire.errors import ServiceError
+from wire.settings import run_program
+from wire.waits import WAITS
+
+RATES = Rates(
+    completion_tokens=600, completion_spread=0.6, token_s=0.025, verdict_s=10, verdict_spread=0.9, verdict_tail=10,
+    step_s=10, reference_s=0.02, push_s=2,
+)  # fmt: skip
+# Six layouts: settings, changes of the rates, steps.
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, float], int]] = {
+    "generation-bound": (
+        {"replicas": 4, "rollout_max_num_seqs": 2, "gradient_accumulation_steps": 64}, {"verdict_s": 5}, 14,
+    ),
+    "judge-bound": (
+        {"replicas": 4, "judge_max_num_seqs": 8, "gradient_accumulation_steps": 64}, {}, 14,
+    ),
+    "learner-bound": ({"replicas": 4, "gradient_accumulation_steps": 16}, {"step_s": 200, "reference_s": 0.3}, 20),
+    "balanced": (
+        {"replicas": 4, "rollout_max_num_seqs": 2, "judge_max_num_seqs": 8, "gradient_accumulation_steps": 64},
+        {"step_s": 230}, 14,
+    ),
+    "latency-bound": ({"replicas": 4, "gradient_accumulation_steps": 16}, {}, 80),
+    "the original's": ({"replicas": 1}, {"verdict_s": 40, "step_s": 25, "reference_s": 0.25}, 150),
+}  # fmt: skip
+
+
+def settings_of(**changes: Any) -> RunSettings:
+    patient = {"rollout_timeout_s": 1e6, "judge_timeout_s": 1e6}
+    return RunSettings(device="cpu", **{**patient, **changes})
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_preflight_expects_what_the_simulation_does(name: str, max_lag: int) -> None:
+    changes, other_rates, steps = LAYOUTS[name]
+    settings, rates = settings_of(max_lag=max_lag, **changes), replace(RATES, **other_rates)
+    simulated = simulate(settings, rates, steps=steps)["seconds_per_step"]
+    assert expected_step_s(make_layout(settings, rates)) == pytest.approx(simulated, rel=0.10)
+
+
+def without_real_time(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name != "real_seconds"}
+
+
+def test_a_simulation_repeats_itself_and_another_seed_is_another() -> None:
+    one, again, other = (simulate(settings_of(seed=seed), RATES, steps=10) for seed in (1, 1, 2))
+    assert without_real_time(one) == without_real_time(again)
+    assert one["seconds"] != other["seconds"]
+
+
+def test_without_chance_a_step_takes_the_sum_of_its_stages() -> None:
+    rates = replace(RATES, completion_spread=0.0, verdict_spread=0.0, push_beside=False)
+    summary = simulate(settings_of(max_lag=0), rates, steps=6)
+    # Four groups are scored together, four completions of each.
+    assert summary["seconds_per_step"] == pytest.approx(600 * 0.025 + 10 + 16 * 0.02 + 10 + 2, abs=0.3)
+    assert summary["lag_mean"] == 0
+    assert summary["learner"]["step"] == pytest.approx(10 / summary["seconds_per_step"])
+
+
+def test_the_lag_is_used_and_kept() -> None:
+    assert 0.5 < simulate(settings_of(max_lag=1), RATES, steps=12)["lag_mean"] <= 1
+
+
+def test_slots_are_kept_and_a_bottleneck_is_always_in_use() -> None:
+    changes, other, _ = LAYOUTS["generation-bound"]
+    summary = simulate(settings_of(**changes), replace(RATES, **other), steps=12)
+    assert 0.95 < summary["utilisation"]["fleet"] <= 1.0 + 1e-9
+    # Four times the servers of another part change nothing.
+    more = simulate(settings_of(judge_servers=4, **changes), replace(RATES, **other), steps=12)
+    assert more["seconds"] == pytest.approx(summary["seconds"], rel=0.03)
+
+
+def test_a_deadline_that_is_too_short_ends_the_simulation_as_it_would_the_run() -> None:
+    with pytest.raises(ServiceError, match="was not answered within 3 s"):
+        simulate(settings_of(rollout_timeout_s=3.0), RATES, steps=4)
+
+
+def test_an_instrument_hears_the_waits_on_the_virtual_clock() -> None:
+    ends: list[float] = []
+
+    @contextmanager
+    def instrument(settings: RunSettings) -> Iterator[None]:
+        with WAITS.heard_by(lambda wait, end: ends.append(end)):
+            yield
+
+    summary = simulate(settings_of(), RATES, steps=6, instrument=instrument)
+    assert len(ends) > 6 * 16 and max(ends) >= summary["seconds"]
+
+
+def test_the_program_simulates_without_model_data_or_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = tmp_path / "rates.yaml"
+    rates.write_text("completion_tokens: 600\ntoken_s: 0.02\nverdict_s: 10\nstep_s: 10\n")
+    flags = ["--device=cpu", f"--simulate={rates}", "--simulate_steps=6", f"--output_dir={tmp_path / 'run'}"]
+    assert main([*flags, "--replicas=64", "--model_name_or_path=./nowhere"]) == 0
+    printed = capsys.readouterr().out
+    assert "bottleneck" in printed and "simulated" in printed and "waits for genrm" in printed
+    folder = tmp_path / "run" / "simulation"
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    rows = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert {"replica sim://replica-63", "genrm sim://genrm-0", "learner 0"} <= rows
+
+
+def test_rates_that_are_not_there_end_the_program_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda: main(["--device=cpu", "--simulate=nowhere.yaml"]))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: rates nowhere.yaml: No such file or directory\n"
