@@ -141,7 +141,7 @@ class Collector:
                 for task in (judging, *texts):
                     task.cancel()
                 await asyncio.gather(judging, *texts, return_exceptions=True)
-        return Judged(completions, [self._decode(c.token_ids) for c in completions], verdict, seconds)
+        return Judged(completions, [text.result() or "" for text in texts], verdict, seconds)
 
     async def _text(self, future: asyncio.Future[Completion]) -> str | None:
         return self._decode((await asyncio.shield(future)).token_ids)

@@ -29,7 +29,11 @@ class Material:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """A completion's text for the judge, without special tokens."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        tokenizer = self.tokenizer
+        if not getattr(tokenizer, "clean_up_tokenization_spaces", True):
+            # Past Transformers' wrapper, which looks at every id twice before it does the same.
+            tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def load_material(settings: RunSettings, say: Callable[[str], None]) -> Material:

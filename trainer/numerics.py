@@ -11,6 +11,7 @@ fresh as a whole, since no step was taken yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import sub
 
 from trainer.group import Group
 from trainer.stats import Moments
@@ -39,7 +40,7 @@ def measure_gap(
     """
     fresh: list[float] = []
     for completion, own in zip(completions, own_K, strict=True):
-        gaps = [a - b for a, b in zip(own, completion.logprobs, strict=True)]
+        gaps = list(map(sub, own, completion.logprobs))
         for span in completion.versions:
             if held is not None and span.version == held.label:
                 fresh += gaps[span.start : span.end]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Moments:
     @classmethod
     def of(cls, values: Sequence[float]) -> Moments:
         """The moments of `values`."""
-        return cls(len(values), sum(values), sum(v * v for v in values), max((abs(v) for v in values), default=0.0))
+        return cls(len(values), sum(values), sum(map(mul, values, values)), max(map(abs, values), default=0.0))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

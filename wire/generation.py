@@ -58,10 +58,9 @@ class PolicyVersion(msgspec.Struct, frozen=True, order=True):
 # What a streamed chunk holds, by vLLM's names; unknown fields are skipped.
 
 
-class TokenLogprob(msgspec.Struct):
+class TokenLogprob(msgspec.Struct, gc=False):
     """The sampled token of one position."""
 
-    token_id: int
     logprob: float
 
 
