@@ -15,12 +15,14 @@ from statistics import fmean, median, pstdev
 
 import yaml
 
+from rollout_server.client import WRITES
 from trainer.config import RunSettings
 from trainer.group import Group
+from trainer.ranks import SCORES, SENDS, STEPS
 from trainer.rates import Rates
 from wire.waits import Wait
 
-STEPS, SCORES, SENDS = "steps", "scores", "sends weights"  # reasons of waits for `learner 0`
+RATES_FILE = "rates.yaml"
 
 
 class RateMeter:
@@ -43,7 +45,7 @@ class RateMeter:
     def hear(self, wait: Wait, end: float) -> None:
         """A wait is over."""
         seconds = end - wait.since
-        if wait.peer.startswith("replica "):
+        if wait.reason == WRITES:
             self._writing[wait.who] = max(seconds, self._writing.get(wait.who, 0.0))
         elif wait.peer == "learner 0" and wait.reason in self._learner:
             self._learner[wait.reason].append(seconds)

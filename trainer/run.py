@@ -22,6 +22,7 @@ from trainer.journal import Journal, open_trace
 from trainer.ledger import Ledger
 from trainer.loop import train
 from trainer.material import Material
+from trainer.measured_rates import RATES_FILE, RateMeter
 from trainer.numerics import NumericsGate
 from trainer.pipeline import Pipeline
 from trainer.prompts import PromptStream
@@ -31,6 +32,7 @@ from trainer.trace import Trace
 from trainer.watchdog import Watchdog
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
+from wire.waits import WAITS
 
 
 async def run(settings: RunSettings, material: Material, token: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -120,6 +122,7 @@ class Run:
         self._settings, self._material, self._token, self._services = settings, material, token, services
         self._say, self._status, self._trace = say, status, trace
         self._checkpoints, self._exports = Checkpoints(settings), Exports(settings)
+        self._meter = RateMeter(settings)
         self._live = PolicyVersion(0, 0)  # what the replicas hold
         self._done = Done(PolicyVersion(0, 0), 0, frozenset())
         self._first_step = 0
@@ -130,7 +133,8 @@ class Run:
         if material.pairs:
             await check_judge(self._services.judge, settings, material.pairs, self._say)
         async with await self._restore() as ledger:
-            return await self._run(ledger, started)
+            with WAITS.heard_by(self._meter.hear):
+                return await self._run(ledger, started)
 
     async def _run(self, ledger: Ledger, started: float) -> dict[str, Any]:
         settings, material = self._settings, self._material
@@ -223,6 +227,7 @@ class Run:
 
     def _inspect(self, groups: Sequence[Group], collector: Collector, gate: NumericsGate) -> None:
         """Raises ServiceError where a step's groups must not be trained on."""
+        self._meter.note(groups)
         collector.verdicts.check()
         gate.check(groups, self._done.version)
 
@@ -231,6 +236,7 @@ class Run:
         if self._checkpoints.is_due(version.step):
             await self._save()
             await ledger.prune(self._checkpoints.first_needed())
+            await asyncio.to_thread(self._meter.write, Path(self._settings.output_dir) / RATES_FILE)
         if self._exports.is_due(version.step):
             await self._exports.save(self._services.learner, version.step)
 
