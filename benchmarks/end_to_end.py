@@ -241,9 +241,10 @@ def run(contender: str, args: argparse.Namespace, servers: Servers, folder: Path
     before = servers.counts()
     steps = args.warm_steps + args.steps
     command, label = command_of(contender, args, servers, folder, steps)
+    leashed = [sys.executable, "-m", "wire.leash", str(os.getpid()), *command]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            command, env=os.environ | LEARNER_ENV, stdout=output, stderr=output, start_new_session=True
+            leashed, env=os.environ | LEARNER_ENV, stdout=output, stderr=output, start_new_session=True
         )
     with ProcessorTime({**servers.programs, process.pid: label}) as processor:
         try:
