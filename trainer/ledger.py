@@ -367,6 +367,7 @@ def _numbers(group: Group) -> str:
             "length_terms": group.length_terms_K,
             "advantages": group.advantages_K,
             "oldest": group.oldest_version.label,
+            "versions": [version.label for version in sorted(group.versions)],
             "pairs": [[placed.first, placed.second, placed.vote] for placed in group.verdict.verdicts],
             "unjudged": group.verdict.unjudged,
             "same_as": group.verdict.same_as,

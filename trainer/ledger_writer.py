@@ -73,13 +73,14 @@ class LedgerWriter:
             raise ServiceError(f"the ledger {self._path} could not be written: {self._error}") from self._error
 
     def _work(self) -> None:
-        connection = connect(self._path)
+        connection: sqlite3.Connection | None = None
         try:
             while (job := self._jobs.get()) is not None:
                 jobs, is_last = self._with_more(job)
                 try:
+                    connection = connection or connect(self._path)
                     self._commit(connection, jobs)
-                except sqlite3.Error as error:
+                except Exception as error:  # noqa: BLE001 - the thread's outermost: who waits for it would wait for ever
                     self._error = error
                 for _, done in jobs:
                     if done is not None:
@@ -88,7 +89,8 @@ class LedgerWriter:
                 if is_last:
                     return
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     def _with_more(self, job: _Job) -> tuple[list[_Job], bool]:
         """The job and what else is there by now; and whether the end is among it."""
@@ -112,7 +114,7 @@ class LedgerWriter:
                 for text, values in statements:
                     connection.execute(text, values)
             connection.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 from collections.abc import Sequence
@@ -193,6 +194,21 @@ async def test_a_ledger_that_cannot_be_written_ends_the_run_with_the_reason(tmp_
         _rows(tmp_path, "DROP TABLE verdicts")
         ledger.recall(0, 0).note(1, 0, VERDICT)
         with pytest.raises(ServiceError, match=r"ledger\.sqlite could not be written: no such table: verdicts"):
+            await ledger.record_step(PolicyVersion(0, 1), [group(0)], StepStats(), dropped=[])
+
+
+async def test_a_value_that_no_database_can_hold_ends_the_run_and_is_not_waited_for(tmp_path: Path) -> None:
+    async with opened(tmp_path, resumed=False) as ledger:
+        ledger.recall(0, 0).note(2**64, 0, VERDICT)
+        with pytest.raises(ServiceError, match=r"could not be written: Python int too large"):
+            await ledger.record_step(PolicyVersion(0, 1), [group(0)], StepStats(), dropped=[])
+
+
+async def test_a_ledger_that_cannot_be_opened_any_more_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    ledger = opened(tmp_path, resumed=False)
+    shutil.rmtree(tmp_path)
+    async with ledger:
+        with pytest.raises(ServiceError, match=r"could not be written: unable to open database file"):
             await ledger.record_step(PolicyVersion(0, 1), [group(0)], StepStats(), dropped=[])
 
 
