@@ -23,4 +23,4 @@ def prepare_embedded_ray() -> None:
         "0"  # an actor without a GPU keeps the visible devices as they are
     )
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - the name is Ray's

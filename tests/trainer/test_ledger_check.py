@@ -98,7 +98,7 @@ async def test_a_lineage_that_was_only_begun_leaves_what_it_branches_off(ledger:
             "prompt 8, trained on in step 1.4, was written by 1.4, which is no ancestor",
         ),
         (
-            "UPDATE trained SET numbers = replace(numbers, '\"versions\": [\"1.3\"', '\"versions\": [\"1.3\", \"0.3\"')",
+            'UPDATE trained SET numbers = replace(numbers, \'"versions": ["1.3"\', \'"versions": ["1.3", "0.3"\')',
             "prompt 7, trained on in step 1.4, was written by 0.3, which is no ancestor",
         ),
         (
