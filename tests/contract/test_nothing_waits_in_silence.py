@@ -19,13 +19,17 @@ from trainer.status_table import lines
 from trainer.watchdog import Watchdog
 from wire.waits import WAITS, Wait
 
+STAND_INS = "trainer.stand_ins"  # of a simulation
 AT_ONCE = 1e-9  # seconds: every wait is old
 
 
 def test_every_reason_in_the_sources_is_brought_about_here() -> None:
-    found = {(module, reason) for module, reasons in reasons_in_sources().items() for reason in reasons}
+    sources = reasons_in_sources()
+    simulated = sources.pop(STAND_INS)
+    found = {(module, reason) for module, reasons in sources.items() for reason in reasons}
     assert found == set(SCENARIOS)
     assert set(RANKS) == set(trainer.ranks.REASONS)
+    assert simulated <= set().union(*sources.values()), "a stand-in waits for what the part itself waits for"
 
 
 async def begun(peer: str, reason: str) -> Wait:
