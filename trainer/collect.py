@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -106,7 +107,13 @@ class Collector:
         self._ledger = ledger
         self._decode, self._version, self._learner_version = decode, version, learner_version
         self.verdicts = VerdictRecord(settings.judge_max_unreadable)  # of training, held-out prompts excluded
+        self._life = secrets.token_hex(8)
         self.num_at: Counter[str] = Counter()  # groups at each stage: who waits for whom
+
+    def _salt(self) -> str:
+        """Keeps cached prefixes of different weights apart. Two runs over the same replicas have the same labels for
+        different weights, so the label alone would not do."""
+        return f"{self._life}/{self._version().label}"
 
     def slowest(self) -> str:
         """The stage that most groups are at."""
@@ -122,9 +129,7 @@ class Collector:
         pairing_seed = hash_seed(settings.seed, purpose, prompt.occurrence)
         conversation = [Message(**turn) for turn in prompt.conversation]
         known = memory.completions if memory else {}
-        generating = self._rollouts.generate(
-            prompt.token_ids, settings.rloo_k, seed=seed, salt=lambda: self._version().label, known=known
-        )
+        generating = self._rollouts.generate(prompt.token_ids, settings.rloo_k, seed=seed, salt=self._salt, known=known)
         seconds: dict[str, float] = {}
         async with generating as futures:
             if memory is not None:

@@ -245,8 +245,16 @@ async def test_seeds_differ_by_purpose_and_occurrence_and_only_the_completions_b
     await make.judged(PROMPT)
     assert len({request["seed"] for request in world.requests}) == 4
     assert world.pairing_seeds[0] == world.pairing_seeds[3] and len(set(world.pairing_seeds)) == 3
-    assert [request["salt"] for request in world.requests] == ["0.7"] * 3 + ["1.7"]
+    salts = [request["salt"].split("/") for request in world.requests]
+    assert [version for _, version in salts] == ["0.7"] * 3 + ["1.7"] and len({life for life, _ in salts}) == 1
     assert world.requests[0]["token_ids"] == (1, 2, 3) and world.requests[0]["num"] == 3
+
+
+async def test_runs_over_the_same_replicas_share_no_cached_prefix_for_their_weights_have_the_same_labels() -> None:
+    world = World()
+    for _ in range(2):
+        await collector(world).judged(PROMPT)
+    assert len({request["salt"] for request in world.requests}) == 2
 
 
 @pytest.mark.parametrize("reason", ["timeout", "server_lost"])
