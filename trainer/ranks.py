@@ -199,10 +199,12 @@ class Learner:
             asyncio.ensure_future(_watched(call, f"learner {rank}", reason)): rank for rank, call in enumerate(calls)
         }
         timeout_s = timeout_s or self._settings.learner_timeout_s
-        with waiting(LEARNER, reason):
-            done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-        for task in pending:
-            task.cancel()
+        try:
+            with waiting(LEARNER, reason):
+                done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        finally:  # also where we are cancelled: the rank works on, and nobody waits for it any more
+            for task in tasks:
+                task.cancel()
         for task in done:
             error = task.exception()
             if error is not None:
