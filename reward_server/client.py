@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aiohttp
+import msgspec
 from pydantic import ValidationError
 
 from reward_server.asking import Asking
@@ -93,7 +94,7 @@ class RewardClient:
                         call.on_busy = lambda: deadline.reschedule(
                             max(deadline.when() or 0.0, self._last_answer + self._timeout_s)
                         )
-                        reply = await self._peer.post("/v1/judgement", order.model_dump(mode="json"), call)
+                        reply = await self._peer.post("/v1/judgement", _as_json(order), call)
                 except TimeoutError:
                     reason: MissingReason = "server_lost" if call.lost else "timeout"
                     return self._missing(reason, "", call, clock() - started)
@@ -154,7 +155,7 @@ class RewardClient:
         order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses))
         try:
             async with asyncio.timeout(RENDER_TIMEOUT_S):
-                reply = await self._peer.post("/v1/render", order.model_dump(mode="json"), Call())
+                reply = await self._peer.post("/v1/render", _as_json(order), Call())
         except TimeoutError:
             raise ServiceError(f"{self.url} did not render a prompt within {RENDER_TIMEOUT_S:.0f} s") from None
         self._check_token(reply)
@@ -202,6 +203,11 @@ class RewardClient:
     def _missing(self, reason: MissingReason, text: str, call: Call, seconds: float) -> Verdict:
         log.warning("a verdict of %s is missing (%s): %r", self.url, reason, text[:300])
         return Verdict(missing=reason, text=text, attempts=call.attempts, seconds=seconds, server=self.url)
+
+
+def _as_json(order: JudgementRequest) -> msgspec.Raw:
+    """Ready to be sent: Pydantic writes it faster than it makes a dictionary of it."""
+    return msgspec.Raw(order.model_dump_json().encode())
 
 
 def _verdict_in(reply: Reply, num_responses: int) -> Verdict | None:

@@ -23,7 +23,7 @@ from wire.token import auth_headers
 from wire.waits import WAITS, waiting
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-PIECE_TOKENS = 128  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
+PIECE_TOKENS = 256  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
 FLEET = "fleet"
 WRITES = "writes"
