@@ -74,8 +74,9 @@ class Report:
     """What was done, and what was found.
 
     `repeated_steps`: of the learner, over all kills, `repeated_most` after one; `ending_s`: longest time until nothing
-    was left of a life, from its driver's end; `discarded_completions`: of weights that were no ancestors any more, or
-    too old; `in_start`: kills before a life had all its parts; `reused_*`: found in the ledger by a later life and trained on in it without being asked for again;
+    was left of a life, from its driver's end; `in_start`: kills before a life had all its parts;
+    `discarded_completions`: of weights that were no ancestors any more, or too old; `reused_*`: found in the ledger by
+    a later life and trained on in it without being asked for again;
     `groups`: trained on in the surviving lineages; `ends`: of lives, by what their exit code was.
     """
 

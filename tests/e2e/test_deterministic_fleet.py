@@ -1,4 +1,4 @@
-"""A replica of two is killed, a learner in a save, then the driver: the same weights as undisturbed over one replica."""
+"""One of two replicas is killed, a learner in a save, the driver: the weights are those of an undisturbed run."""
 
 from __future__ import annotations
 
