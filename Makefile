@@ -1,8 +1,9 @@
 # make demo   the whole loop on this machine, real parts, about ten minutes
 # make test   every test that needs no GPU
 # make soak   a million fuzzed outputs through the readers: COUNT and SEED as variables
-# make chaos  a learner killed again and again, its runs resumed to the same weights; then replicas killed and frozen
-#             under runs that go on, every second one inside a transfer of weights: KILLS (of each) and SEED as variables
+# make chaos  any process of a run killed again and again, and nothing paid for twice; then a learner, its runs resumed to
+#             the same weights; then replicas killed and frozen under runs that go on, every second one inside a
+#             transfer of weights: KILLS (of each) and SEED as variables
 
 PYTHON ?= python3
 export PYTHON
@@ -24,6 +25,7 @@ soak: setup
 	$(BIN)/python -m tests.soak.readers --count $(COUNT) --seed $(SEED)
 
 chaos: toy
+	$(BIN)/python -m tests.chaos.any_kills --kills $(KILLS) --seed $(SEED)
 	$(BIN)/python -m tests.chaos.learner_kills --kills $(KILLS) --seed $(SEED)
 	$(BIN)/python -m tests.chaos.fleet_kills --kills $(KILLS) --seed $(SEED)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -24,6 +24,8 @@ from wire.token import read_or_create_token
 COMPLETIONS_PER_STEP = 16
 PROMPTS_PER_STEP = 4
 ENDING_S = 60.0  # until nothing of a run is left after its driver has ended
+LOOK_S = 1.0
+DEAF_S = 20.0  # a server whose engine was killed waits for its last requests, which nobody answers any more
 JUDGE_TIMEOUT_S = 300.0  # of a verdict: a GenRM server that was killed is back long before
 
 DRIVER, LEARNER, RAYLET, GCS = "driver", "learner", "raylet", "gcs"
@@ -91,6 +93,8 @@ class Ground:
     reward_port: int
     replicas: list[ServerProcess]
     reward: Program | None = None
+    _heard: dict[str, float] = field(default_factory=dict)  # url -> when it last answered, since its start
+    _next_look: float = 0.0
 
     @property
     def reward_url(self) -> str:
@@ -111,30 +115,38 @@ class Ground:
         self.reward = Program("reward_server.main", *flags, output=self.folder / "reward_service.out")
 
     def mend(self) -> None:
-        """Start again what has ended."""
+        """Start again what has ended, or was well and does not answer any more."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_S
         for replica in self.replicas:
-            if not replica.is_alive():
+            if replica.is_healthy():
+                self._heard[replica.url] = now
+            elif not replica.is_alive() or now - self._heard.get(replica.url, now) > DEAF_S:
                 replica.stop(grace_s=0.0)
                 replica.start()
+                self._heard.pop(replica.url, None)
         assert self.reward is not None
         if self.reward.process.poll() is not None:
             self.start_reward()
 
-    def wait_until_whole(self) -> None:
-        """Raises Broken where a standing server does not answer in time."""
+    def wait_until_ready(self, least: int = 1) -> None:
+        """Wait for the reward service and `least` replicas. Raises Broken where they do not answer in time."""
         end = time.monotonic() + START_S
-        while late := self._silent():
+        while late := self._silent(least):
             self.mend()
             if time.monotonic() > end:
                 raise Broken(f"{late} did not answer within {START_S:.0f} s")
             time.sleep(0.2)
 
-    def _silent(self) -> list[str]:
+    def _silent(self, least: int) -> list[str]:
         silent = [replica.url for replica in self.replicas if not replica.is_healthy()]
+        late = silent if len(self.replicas) - len(silent) < least else []
         with suppress(requests.RequestException):
             if requests.get(f"{self.reward_url}/health", timeout=3.0).status_code == 200:
-                return silent
-        return [*silent, self.reward_url]
+                return late
+        return [*late, self.reward_url]
 
     @contextmanager
     def life(self, name: str, layout: Layout, *, resume: bool) -> Iterator[Life]:
@@ -151,7 +163,7 @@ class Ground:
         if layout.starts_all:
             flags += ["--replicas", str(layout.num_replicas)]
         else:
-            urls = [replica.url for replica in self.replicas[: layout.num_replicas]]
+            urls = [replica.url for replica in self.replicas if replica.is_healthy()][: layout.num_replicas]
             flags += ["--replicas", "0", "--reward_url", self.reward_url, "--rollout_urls", *urls]
         flags += ["--resume_from_checkpoint", "latest"] if resume else []
         life = Life(Program("trainer.main", *flags, output=self.folder / f"{name}.out"))
@@ -222,7 +234,7 @@ def standing_ground(folder: Path, num_replicas: int = 2) -> Iterator[Ground]:
         for replica in ground.replicas:
             replica.start()
         ground.start_reward()
-        ground.wait_until_whole()
+        ground.wait_until_ready(num_replicas)
         yield ground
     finally:
         for replica in ground.replicas:

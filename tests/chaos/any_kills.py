@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,10 +37,12 @@ import psutil
 
 from tests.chaos.any_ground import (
     DRIVER,
+    ENDING_S,
     ENDS_A_RUN,
     KINDS,
     LEARNER,
     PROMPTS_PER_STEP,
+    REWARD,
     Ground,
     Layout,
     Life,
@@ -52,13 +55,13 @@ from tests.e2e.conftest import START_S
 NUM_STEPS = 12
 KILLS_A_RUN = 8
 STARTS_ALL_EVERY = 5  # runs
-WHEN = ("start", "save", "step", "step", "step")  # drawn from
+WHEN = ("time", "save", "step", "step", "step")  # drawn from
 
 
 @dataclass(frozen=True)
 class Strike:
-    """A kill. `kind` is one of KINDS; `when`: `start`, so many seconds after the life began; `save`, while a checkpoint
-    is written; `step`, so many seconds after so many more `steps` are written down."""
+    """A kill. `kind` is one of KINDS; `when`: `time`, so many seconds after the last kill or the life's start; `save`,
+    while a checkpoint is written; `step`, so many seconds after so many more `steps` are written down."""
 
     kind: str
     when: str
@@ -71,8 +74,9 @@ class Report:
     """What was done, and what was found.
 
     `repeated_steps`: of the learner, over all kills, `repeated_most` after one; `ending_s`: longest time until nothing
-    was left of a life, from its driver's end; `discarded_completions`: of weights that were no ancestors any more, or
-    too old; `reused_*`: found in the ledger by a later life and trained on in it without being asked for again;
+    was left of a life, from its driver's end; `in_start`: kills before a life had all its parts;
+    `discarded_completions`: of weights that were no ancestors any more, or too old; `reused_*`: found in the ledger by
+    a later life and trained on in it without being asked for again;
     `groups`: trained on in the surviving lineages; `ends`: of lives, by what their exit code was.
     """
 
@@ -123,7 +127,7 @@ class Assault:
         self.report.deterministic_runs += layout.deterministic
         lives, is_done = 0, False
         while not is_done:
-            self.ground.wait_until_whole()
+            self.ground.wait_until_ready()
             start = accounts.begin()
             # Also before the first checkpoint: the ledger is there. A run that died before its ledger begins afresh.
             resume = bool(states_of(output)) or read_paid(output) is not None
@@ -145,7 +149,8 @@ class Assault:
             if not victims:
                 continue  # it is just being started again
             victim = victims[self.report.kills % len(victims)]
-            in_save = any(output.glob(".checkpoint-*.partial"))
+            children = _children(victim) if strike.kind == REWARD else []
+            in_save, is_up = any(output.glob(".checkpoint-*.partial")), self._is_up(life)
             try:
                 victim.kill()
             except psutil.NoSuchProcess:
@@ -153,11 +158,14 @@ class Assault:
             self.report.kills += 1
             self.report.kills_by_kind[strike.kind] = 1 + self.report.kills_by_kind.get(strike.kind, 0)
             self.report.in_save += in_save
-            self.report.in_start += strike.when == "start"
+            self.report.in_start += not is_up
             if strike.kind == DRIVER:
                 life.program.process.wait(10.0)  # so that the ledger is what it is at the kill
+            _, left = psutil.wait_procs(children, ENDING_S)
+            if left:
+                raise Broken(f"{left} outlived their reward service by {ENDING_S:.0f} s")
             found = accounts.look()
-            where = "in a save" if in_save else f"after {strike.when}"
+            where = "in a save" if in_save else "at work" if is_up else "while it starts"
             say(f"kill {self.report.kills}: {strike.kind} {where}, step {found.last_step if found else 0}")
             if strike.kind in ENDS_A_RUN:
                 return
@@ -167,7 +175,7 @@ class Assault:
         began = time.monotonic()
         found = read_paid(output)
         goal = min((found.last_step if found else 0) + strike.steps, layout.num_steps - 1)
-        due = began + strike.seconds if strike.when == "start" else None
+        due = began + strike.seconds if strike.when == "time" else None
         while not life.is_over:
             self.ground.mend()
             life.mark()
@@ -175,7 +183,7 @@ class Assault:
                 is_due = any(output.glob(".checkpoint-*.partial"))
             elif due is None:
                 found = read_paid(output)
-                if found is not None and found.last_step >= goal and (goal or self._works(life)):
+                if found is not None and found.last_step >= goal and (goal or self._is_up(life)):
                     due = time.monotonic() + strike.seconds
                 is_due = False
             else:
@@ -188,7 +196,7 @@ class Assault:
         return False
 
     @staticmethod
-    def _works(life: Life) -> bool:
+    def _is_up(life: Life) -> bool:
         return "fleet: " in life.program.text()
 
     def _until_the_end(self, life: Life) -> int:
@@ -250,6 +258,13 @@ class Assault:
         say(f"{name}: {paid.last_step} steps{', equal to the undisturbed' if layout.deterministic else ''}")
 
 
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        found: list[psutil.Process] = process.children(recursive=True)
+        return found
+    return []
+
+
 def undisturbed(ground: Ground, num_steps: int) -> Weights:
     """The final weights of a deterministic run over one replica. Raises Broken."""
     layout = Layout(deterministic=True, num_steps=num_steps, num_replicas=1)
@@ -272,7 +287,7 @@ def drawn_strikes(report: Report, draw: random.Random, kills: int) -> Callable[[
         when = draw.choice(WHEN)
         if when == "save" and kind not in (DRIVER, LEARNER):
             when = "step"
-        seconds = draw.uniform(0.0, 20.0 if when == "start" else 2.0)
+        seconds = draw.uniform(0.0, 20.0 if when == "time" else 2.0)
         return Strike(kind, when, seconds, draw.randrange(3))
 
     return next_strike

@@ -181,14 +181,12 @@ class Killing:
         report: takes note.
         draw: places the kills.
         lifetime: of an uninterrupted run's learner; the moments are drawn from as much of it as lies before a life.
-        after_a_checkpoint: whether a kill waits until its run has a whole checkpoint.
     """
 
     ground: Ground
     report: Report
     draw: random.Random
     lifetime: Lifetime
-    after_a_checkpoint: bool = False
 
     def run(self, name: str, kills: int) -> None:
         """A run from its first step to its last, with at most so many kills on the way."""
@@ -222,7 +220,7 @@ class Killing:
             writing = {path.name for path in output.glob(".checkpoint-*.partial")}
             seen |= writing
             due = (writing and len(seen) > to_skip) if in_save else time.monotonic() > moment
-            if due and (not self.after_a_checkpoint or any(output.glob("checkpoint-*"))):
+            if due:
                 break
             time.sleep(POLL_S)
         if life.process.poll() is not None or not psutil.pid_exists(pid):
@@ -268,7 +266,7 @@ def compare(report: Report, expected: Weights, ground: Ground, name: str) -> Non
     report.equal = True
 
 
-def assault(ground: Ground, report: Report, kills: int, *, after_a_checkpoint: bool = False) -> None:
+def assault(ground: Ground, report: Report, kills: int) -> None:
     """The whole of it; see the module and `Killing`. Raises Broken."""
     expected, lifetime = uninterrupted(ground, "uninterrupted", num_replicas=1)
     if len(ground.rollout_urls) > 1:
@@ -276,7 +274,7 @@ def assault(ground: Ground, report: Report, kills: int, *, after_a_checkpoint: b
         compare(report, expected, ground, "more-replicas")
         say(f"equal over {len(ground.rollout_urls)} replicas")
     say(f"a learner loads for {lifetime.load_s:.1f} s and works for {lifetime.work_s:.1f} s")
-    killing = Killing(ground, report, random.Random(report.seed), lifetime, after_a_checkpoint)
+    killing = Killing(ground, report, random.Random(report.seed), lifetime)
     while report.kills < kills:
         report.equal = False
         name = f"killed-{report.runs}"
