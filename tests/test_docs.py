@@ -39,6 +39,7 @@ OTHER_FLAGS = {
     *("model", "host", "port", "max-model-len", "trust-remote-code", "generation-config"),  # vLLM, by hand
     *("head", "node-ip-address", "resources"),  # ray start
     *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
+    *("kills", "folder"),  # the chaos programs
 }
 
 FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
