@@ -55,10 +55,11 @@ async def test_a_run_exports_after_each_step_that_is_due(tmp_path: Path) -> None
 
     settings = RunSettings(device="cpu", output_dir=str(tmp_path), export_steps=2, save_steps=0)
     parts: Any = SimpleNamespace(learner=Writer(tmp_path))
-    material: Any = None
-    run = Run(settings, material, "token", parts, lambda line: None)
+    unused: Any = None
+    pipeline: Any = SimpleNamespace(next_occurrence=4, taken_ahead=set())
+    run = Run(settings, unused, "token", parts, lambda line: None, unused, unused)
     for step in range(1, 6):
-        await run._checkpoint(PolicyVersion(0, step), step)
+        await run._checkpoint(unused, PolicyVersion(0, step), pipeline)
     assert whole(tmp_path) == {"export-2/model.safetensors", "export-4/model.safetensors"}
 
 
