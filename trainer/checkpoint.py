@@ -23,9 +23,11 @@ from trainer.folders import aside_of, in_thread, remove_folder, replace_folder
 from trainer.ledger import LEDGER_FILE
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
+from wire.waits import waiting
 
 NAME = re.compile(r"checkpoint-\d+")
 MB = 10**6
+DISK, SYNCS = "disk", "syncs a checkpoint"
 
 
 class Saver(Protocol):
@@ -136,7 +138,8 @@ class Checkpoints:
             (aside / "state.json").write_text(
                 json.dumps(asdict(self._state(version, next_prompt, taken_ahead)), indent=2)
             )
-            await in_thread(self._make_final, aside, final)
+            with waiting(DISK, SYNCS):
+                await in_thread(self._make_final, aside, final)
         except (ServiceError, OSError) as error:
             raise self._failure(final, aside, error) from error
         return final

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from wire.errors import ServiceError
+from wire.waits import waiting
 
 MOST_AT_ONCE = 1000
+DISK, TAKES_LEDGER = "disk", "takes the ledger's writes"
 CLOSE_TIMEOUT_S = 60.0
 
 Statement = tuple[str, Sequence[Any]]
@@ -60,7 +62,8 @@ class LedgerWriter:
         self._check()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._jobs.put((statements, done))
-        await done
+        with waiting(DISK, TAKES_LEDGER):
+            await done
         self._check()
 
     async def close(self) -> None:

@@ -25,6 +25,7 @@ from reward_server.client import HAS_NO_CONNECTION
 from rollout_server.fleet import DRIVER, FLEET, HAS_TOO_FEW
 from rollout_server.started import STARTS
 from trainer.chains import Chains, described
+from trainer.checkpoint import SYNCS
 from trainer.ranks import EXPORTS, LOADS, REASONS, SAVES
 from trainer.services import PLACES_LEARNER
 from wire.errors import ServiceError
@@ -36,7 +37,7 @@ NAMED = 3  # peers of other waits in the same line
 IDLE = frozenset({QUEUE_IS_FULL, DOES_NOT_ANSWER, HAS_NO_CONNECTION})  # reasons of who does no work
 WAITERS = ("group ", "held-out ", FLEET)  # peers that wait themselves
 # Of the driver's waits those with a deadline of their own that may be longer: starts, files, replicas that are away.
-BOUNDED = frozenset({STARTS, PLACES_LEARNER, REASONS["setup"], LOADS, SAVES, EXPORTS, HAS_TOO_FEW})
+BOUNDED = frozenset({STARTS, PLACES_LEARNER, REASONS["setup"], LOADS, SAVES, SYNCS, EXPORTS, HAS_TOO_FEW})
 
 
 class Watchdog:

@@ -25,7 +25,9 @@ import rollout_server.client
 import rollout_server.fleet
 import rollout_server.push
 import rollout_server.started
+import trainer.checkpoint
 import trainer.evaluate
+import trainer.ledger_writer
 import trainer.pipeline
 import trainer.ranks
 import trainer.services
@@ -38,8 +40,11 @@ from tests.contract.silence import SilentActor, silent_server
 from tests.rollout_server.roster import Roster
 from tests.rollout_server.world import TOKEN, World
 from trainer.batch import Sample
+from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.evaluate import evaluate_held_out
+from trainer.ledger import LEDGER_FILE, Ledger
+from trainer.ledger_writer import connect
 from trainer.pipeline import Pipeline
 from trainer.prompts import Prompt
 from trainer.ranks import Learner
@@ -297,6 +302,42 @@ def held_out() -> AbstractAsyncContextManager[None]:
     return under_way(evaluate_held_out(collector, [prompt(3)], None, "held-out"))
 
 
+# --- files
+
+
+@asynccontextmanager
+async def syncing_a_checkpoint(patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[None]:
+    """A disk that does not come to an end with what it was given."""
+    is_synced = threading.Event()
+    patches.setattr(trainer.checkpoint, "replace_folder", lambda *_: is_synced.wait(LONG_S))
+    saver: Any = SimpleNamespace(save=at_once)
+    checkpoints = Checkpoints(RunSettings(device="cpu", output_dir=str(folder)))
+    try:
+        async with under_way(checkpoints.save(saver, V1, next_prompt=4)):
+            yield
+            is_synced.set()
+    finally:
+        is_synced.set()
+
+
+@asynccontextmanager
+async def writing_the_ledger(patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[None]:
+    """A database that another connection holds."""
+    settings = RunSettings(device="cpu", output_dir=str(folder))
+    async with Ledger.open(settings, None, lambda _: None) as ledger:
+        other = connect(folder / LEDGER_FILE)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            async with under_way(ledger.prune(3)):
+                yield
+        finally:
+            other.close()
+
+
+async def at_once(*_: Any) -> None:
+    pass
+
+
 SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextManager[None]]]] = {
     ("rollout_server.client", rollout_server.client.WRITES): ("replica http", completions_of_a_silent_replica),
     ("rollout_server.client", rollout_server.client.HAS_NOBODY): ("fleet", completions),
@@ -325,6 +366,8 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
     ("trainer.services", trainer.services.IS_ASKED): ("judge http", asking_who_judges),
     ("trainer.pipeline", trainer.pipeline.IN_THE_MAKING): ("group 7", taking_groups),
     ("trainer.evaluate", trainer.evaluate.IN_THE_MAKING): ("held-out 3", held_out),
+    ("trainer.checkpoint", trainer.checkpoint.SYNCS): ("disk", syncing_a_checkpoint),
+    ("trainer.ledger_writer", trainer.ledger_writer.TAKES_LEDGER): ("disk", writing_the_ledger),
 }  # fmt: skip
 
 RANKS: dict[str, Callable[[Learner], Awaitable[Any]]] = {
