@@ -95,6 +95,7 @@ class Ground:
     reward: Program | None = None
     _heard: dict[str, float] = field(default_factory=dict)  # url -> when it last answered, since its start
     _next_look: float = 0.0
+    _num_lives: int = 0
 
     @property
     def reward_url(self) -> str:
@@ -166,7 +167,8 @@ class Ground:
             urls = [replica.url for replica in self.replicas if replica.is_healthy()][: layout.num_replicas]
             flags += ["--replicas", "0", "--reward_url", self.reward_url, "--rollout_urls", *urls]
         flags += ["--resume_from_checkpoint", "latest"] if resume else []
-        life = Life(Program("trainer.main", *flags, output=self.folder / f"{name}.out"))
+        self._num_lives += 1
+        life = Life(Program("trainer.main", *flags, output=self.folder / f"{name}.life-{self._num_lives}.out"))
         try:
             yield life
         finally:
