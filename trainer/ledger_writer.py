@@ -23,8 +23,8 @@ _Job = tuple[Sequence[Statement], "asyncio.Future[None] | None"]
 def connect(path: Path) -> sqlite3.Connection:
     """The database, in write-ahead mode: a process that dies leaves what it has committed, and readers do not wait.
 
-    Commits are not synced one by one, so the end of the whole host may take the last notes. None is ever half there, and
-    what somebody waited for is synced: weights that other hosts may hold by then have their step written down.
+    Commits are not synced one by one, so the end of the whole host may take the last notes. None is ever half there,
+    and what somebody waited for is synced: weights that other hosts may hold by then have their step written down.
     """
     connection = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")

@@ -55,12 +55,24 @@ class Life:
     """A life of a run, from outside."""
 
     program: Program
+    began: float = field(default_factory=time.time)  # by the clock of files
     _mark: str = ""
 
     @property
     def is_over(self) -> bool:
         """Whether its driver has ended."""
         return self.program.process.poll() is not None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has all its parts."""
+        return "fleet: " in self.program.text()
+
+    def saves(self, output: Path) -> bool:
+        """Whether it is writing a checkpoint: one that an earlier life left half written does not count."""
+        with suppress(OSError):
+            return any(path.stat().st_mtime > self.began for path in output.glob(".checkpoint-*.partial"))
+        return False
 
     def mark(self) -> str:
         """The run id that all its processes carry; empty where it has none yet."""
