@@ -64,7 +64,7 @@ WRITTEN_UNDER = (
 )  # fmt: skip
 JUDGED_UNDER = (
     *WRITTEN_UNDER, "judge_model_name_or_path", "judge_dialect", "judge_principle", "judge_max_tokens",
-    "judge_temperature",
+    "judge_max_model_len", "judge_retries", "judge_temperature",
 )  # fmt: skip
 _Made = tuple[str, list[tuple[Any, ...]]]  # a step's numbers, and (place, occurrence, numbers) of its groups
 LASTING = frozenset({None, "unreadable", "too_long"})  # whether and why it is missing: no loss to time or to a server

@@ -25,7 +25,8 @@ _Job = tuple[Sequence[Statement], "asyncio.Future[None] | None"]
 def connect(path: Path) -> sqlite3.Connection:
     """The database, in write-ahead mode: a process that dies leaves what it has committed, and readers do not wait.
 
-    Commits are not synced one by one, so the end of the whole host may take the last of them. None is ever half there.
+    Commits are not synced one by one, so the end of the whole host may take the last notes. None is ever half there,
+    and what somebody waited for is synced: weights that other hosts may hold by then have their step written down.
     """
     connection = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
@@ -111,6 +112,8 @@ class LedgerWriter:
     def _commit(self, connection: sqlite3.Connection, jobs: Sequence[_Job]) -> None:
         if self._error is not None:
             return  # what was lost must not be followed by what builds on it
+        is_waited_for = any(done is not None for _, done in jobs)
+        connection.execute(f"PRAGMA synchronous={'FULL' if is_waited_for else 'NORMAL'}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             for statements, _ in jobs:

@@ -55,12 +55,24 @@ class Life:
     """A life of a run, from outside."""
 
     program: Program
+    began: float = field(default_factory=time.time)  # by the clock of files
     _mark: str = ""
 
     @property
     def is_over(self) -> bool:
         """Whether its driver has ended."""
         return self.program.process.poll() is not None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has all its parts."""
+        return "fleet: " in self.program.text()
+
+    def saves(self, output: Path) -> bool:
+        """Whether it is writing a checkpoint: one that an earlier life left half written does not count."""
+        with suppress(OSError):
+            return any(path.stat().st_mtime > self.began for path in output.glob(".checkpoint-*.partial"))
+        return False
 
     def mark(self) -> str:
         """The run id that all its processes carry; empty where it has none yet."""
@@ -95,6 +107,7 @@ class Ground:
     reward: Program | None = None
     _heard: dict[str, float] = field(default_factory=dict)  # url -> when it last answered, since its start
     _next_look: float = 0.0
+    _num_lives: int = 0
 
     @property
     def reward_url(self) -> str:
@@ -166,7 +179,8 @@ class Ground:
             urls = [replica.url for replica in self.replicas if replica.is_healthy()][: layout.num_replicas]
             flags += ["--replicas", "0", "--reward_url", self.reward_url, "--rollout_urls", *urls]
         flags += ["--resume_from_checkpoint", "latest"] if resume else []
-        life = Life(Program("trainer.main", *flags, output=self.folder / f"{name}.out"))
+        self._num_lives += 1
+        life = Life(Program("trainer.main", *flags, output=self.folder / f"{name}.life-{self._num_lives}.out"))
         try:
             yield life
         finally:

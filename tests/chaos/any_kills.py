@@ -52,7 +52,7 @@ from tests.chaos.learner_kills import POLL_S, Broken, Weights, differences, end_
 from tests.chaos.paid_work import Accounts, Paid, read_paid, states_of
 from tests.e2e.conftest import START_S
 
-NUM_STEPS = 12
+NUM_STEPS = 16
 KILLS_A_RUN = 8
 STARTS_ALL_EVERY = 5  # runs
 WHEN = ("time", "save", "step", "step", "step")  # drawn from
@@ -150,7 +150,7 @@ class Assault:
                 continue  # it is just being started again
             victim = victims[self.report.kills % len(victims)]
             children = _children(victim) if strike.kind == REWARD else []
-            in_save, is_up = any(output.glob(".checkpoint-*.partial")), self._is_up(life)
+            in_save, is_up = life.saves(output), life.is_up
             try:
                 victim.kill()
             except psutil.NoSuchProcess:
@@ -180,10 +180,10 @@ class Assault:
             self.ground.mend()
             life.mark()
             if strike.when == "save":
-                is_due = any(output.glob(".checkpoint-*.partial"))
+                is_due = life.saves(output)
             elif due is None:
                 found = read_paid(output)
-                if found is not None and found.last_step >= goal and (goal or self._is_up(life)):
+                if found is not None and found.last_step >= goal and life.is_up:
                     due = time.monotonic() + strike.seconds
                 is_due = False
             else:
@@ -194,10 +194,6 @@ class Assault:
                 raise Broken(f"no {strike.when} {goal} within {2 * START_S:.0f} s: {life.program.text()[-2000:]}")
             time.sleep(POLL_S if strike.when == "save" else 0.05)
         return False
-
-    @staticmethod
-    def _is_up(life: Life) -> bool:
-        return "fleet: " in life.program.text()
 
     def _until_the_end(self, life: Life) -> int:
         """The exit code. Raises Broken where the life neither ends nor gets on: each step is given START_S."""
