@@ -112,8 +112,8 @@ class Collector:
 
     def _salt(self) -> str:
         """Keeps cached prefixes of different weights apart. Two runs over the same replicas have the same labels for
-        different weights, so the label alone would not do."""
-        return f"{self._life}/{self._version().label}"
+        different weights, so the label alone would not do. vLLM refuses a salt with a slash."""
+        return f"{self._life}-{self._version().label}"
 
     def slowest(self) -> str:
         """The stage that most groups are at."""

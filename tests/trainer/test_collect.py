@@ -245,7 +245,7 @@ async def test_seeds_differ_by_purpose_and_occurrence_and_only_the_completions_b
     await make.judged(PROMPT)
     assert len({request["seed"] for request in world.requests}) == 4
     assert world.pairing_seeds[0] == world.pairing_seeds[3] and len(set(world.pairing_seeds)) == 3
-    salts = [request["salt"].split("/") for request in world.requests]
+    salts = [request["salt"].split("-") for request in world.requests]
     assert [version for _, version in salts] == ["0.7"] * 3 + ["1.7"] and len({life for life, _ in salts}) == 1
     assert world.requests[0]["token_ids"] == (1, 2, 3) and world.requests[0]["num"] == 3
 
