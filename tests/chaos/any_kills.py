@@ -54,6 +54,7 @@ from tests.e2e.conftest import START_S
 
 NUM_STEPS = 16
 KILLS_A_RUN = 8
+MOST_IDLE = 3  # lives: one may begin over a server that was struck just before, and does not know it yet
 STARTS_ALL_EVERY = 5  # runs
 WHEN = ("time", "save", "step", "step", "step")  # drawn from
 
@@ -125,7 +126,7 @@ class Assault:
         accounts = Accounts(output, layout.max_lag, PROMPTS_PER_STEP)
         self.report.runs += 1
         self.report.deterministic_runs += layout.deterministic
-        lives, is_done = 0, False
+        lives, idle, is_done = 0, 0, False
         while not is_done:
             self.ground.wait_until_ready()
             start = accounts.begin()
@@ -133,9 +134,13 @@ class Assault:
             resume = bool(states_of(output)) or read_paid(output) is not None
             say(f"{name}, life {lives}: from step {start.step}{'' if resume else ', afresh'}")
             with self.ground.life(name, layout, resume=resume) as life:
+                kills_before = self.report.kills
                 self._attack(life, layout, accounts, output)
                 code = self._until_the_end(life)
             is_done = self._bury(life, code, accounts, output, layout)
+            idle = 0 if self.report.kills > kills_before else idle + 1
+            if idle == MOST_IDLE and not is_done:
+                raise Broken(f"{idle} lives ended though nobody was killed in them: {life.program.text()[-2000:]}")
             lives += 1
             self.report.lives += 1
         self._settle(name, layout, accounts)
