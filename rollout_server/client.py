@@ -23,6 +23,7 @@ from wire.token import auth_headers
 from wire.waits import WAITS, waiting
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+REFUSALS = frozenset({400, 404, 405, 413, 422})  # it lies in the request; 409, 429 and 5xx lie in the replica
 PIECE_TOKENS = 256  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
 FLEET = "fleet"
@@ -59,6 +60,10 @@ class _Part:
             self.logprobs += [token.logprob for token in choice.logprobs.content]
         if choice.weight_versions:
             self.versions = tuple(choice.weight_versions)
+
+
+class RequestRefused(ServiceError):
+    """A replica refuses what it was asked for, as any other of its kind would."""
 
 
 class _Left(Exception):
@@ -135,6 +140,8 @@ class RolloutClient:
 
         Raises (from the futures):
             ServiceError: no replica wrote it within the deadline.
+            RequestRefused: the replicas find a mistake in the request, such as a prompt longer than they were started
+                for.
             Unauthorized: a replica refused the token.
         """
         futures = [asyncio.get_running_loop().create_future() for _ in range(num)]
@@ -169,6 +176,8 @@ class RolloutClient:
                 try:
                     async with asyncio.timeout(self._timeout_s - spent_s):
                         if avoid.issuperset(replicas):
+                            if isinstance(problem, RequestRefused):
+                                raise problem  # waiting changes nothing about it
                             avoid.clear()
                             with waiting(FLEET, RESTS):
                                 await asyncio.sleep(pause)
@@ -213,6 +222,8 @@ class RolloutClient:
             stream.result()
         except Unauthorized:
             raise
+        except RequestRefused as error:
+            return error
         except (aiohttp.ClientError, ConnectionError, ServiceError, msgspec.MsgspecError, _Left) as error:
             if not isinstance(error, _Left):
                 self._members.suspect(replica)
@@ -276,7 +287,10 @@ class RolloutClient:
                 if reply.status == 401:
                     raise Unauthorized(f"{replica.url} refuses the token: give both sides the same token_file")
                 if reply.status != 200:
-                    raise ServiceError(f"HTTP {reply.status}: {(await reply.text())[:300]}")
+                    problem = f"HTTP {reply.status}: {(await reply.text())[:300]}"
+                    if reply.status in REFUSALS:
+                        raise RequestRefused(f"{replica.url} refuses a prompt of {len(token_ids)} tokens: {problem}")
+                    raise ServiceError(problem)
                 async for line in reply.content:
                     if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                         continue

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from rollout_server.client import RolloutClient, Sampling
+from rollout_server.client import RequestRefused, RolloutClient, Sampling
 from tests.rollout_server.roster import Roster
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Completion, VersionSpan
@@ -389,3 +389,20 @@ async def test_what_is_known_is_not_asked_for(replicas) -> None:
         async with rollouts.generate((5,), 1, seed=1000, salt=str, known={0: known}) as futures:
             assert await futures[0] is known
         assert len(replicas[0].bodies) == 2
+
+
+async def test_what_one_replica_refuses_another_may_write(replicas) -> None:
+    replicas[0].scripts = [400]
+    async with client(*replicas) as rollouts:
+        written = [await ask(rollouts) for _ in range(3)]
+    assert {c.replica for completions in written for c in completions} == {replicas[1].url}
+    assert replicas[0].bodies, "the one that refuses was never asked"
+
+
+async def test_what_every_replica_refuses_ends_at_once_with_its_reason(replicas) -> None:
+    for fake in replicas:
+        fake.scripts = [422]
+    async with client(*replicas, timeout_s=600.0) as rollouts, asyncio.timeout(5.0):
+        with pytest.raises(RequestRefused, match=r"refuses a prompt of 3 tokens: HTTP 422.*status 422"):
+            await ask(rollouts)
+    assert [len(fake.bodies) for fake in replicas] == [1, 1]
