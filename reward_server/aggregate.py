@@ -28,6 +28,7 @@ LOWEST_SCORE = 1.0  # of a completion that gives the judge nothing to judge
 NEUTRAL_RANKING = 3.5  # midway between 3 (the first slightly better) and 4 (the second); never given
 TIE_BREAK = 0.08  # points a ranking step is worth
 TIE_BREAK_LIMIT = 0.1  # see the proof above
+SCORE_DECIMALS = 9  # a pseudo-inverse leaves noise of 1e-15, by which completions of equal worth would differ
 SUM_WEIGHT = 1 / 3  # of a verdict's sum against its difference: right where moods are as large as the noise of a score
 
 
@@ -106,7 +107,7 @@ def least_squares_scores(num: int, placed: Sequence[PlacedVerdict], *, tie_break
     judged = in_first | in_second
     equations, said = _equations(num, pairs, tie_break)
     inverse = np.linalg.pinv(equations, rcond=1e-9)
-    fitted = inverse @ said
+    fitted = np.round(inverse @ said, SCORE_DECIMALS)
     freedom = len(said) - len(judged) - 1
     variance = float(np.sum((said - equations @ fitted) ** 2)) / freedom if freedom else math.nan
     errors = np.sqrt(variance * np.sum(inverse**2, axis=1))

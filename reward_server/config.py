@@ -77,7 +77,7 @@ class RewardSettings(ServiceSettings):
         metadata={"help": "Who is compared with whom.", "choices": list(PAIRINGS)},
     )
     judge_aggregation: str = field(
-        default="mean", metadata={"help": "How scores come of verdicts.", "choices": list(AGGREGATIONS)}
+        default="least_squares", metadata={"help": "How scores come of verdicts.", "choices": list(AGGREGATIONS)}
     )
     judge_votes: int = field(default=1, metadata={"help": "Verdicts of each pair."})
     judge_calls_per_group: int = field(
@@ -151,8 +151,6 @@ class RewardSettings(ServiceSettings):
                 f"judge_votes ({self.judge_votes}) at judge_temperature 0 would be the same verdict each time; "
                 "set judge_temperature to 0.6 or more, or judge_votes to 1"
             )
-        if self.judge_pairing == "single" and self.judge_aggregation != "mean":
-            raise ConfigError("judge_pairing 'single' compares nobody: judge_aggregation must be mean")
         if self.judge_calls_per_group and self.judge_pairing != "ring_extra":
             raise ConfigError(
                 f"judge_calls_per_group ({self.judge_calls_per_group}) is for judge_pairing ring_extra, and this is "

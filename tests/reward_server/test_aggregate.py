@@ -333,3 +333,12 @@ def test_least_squares_may_leave_the_scale_upwards_only():
     best, middle, worst = least_squares_scores(3, verdicts, tie_break=0.0).scores
     assert best == pytest.approx(3 + 16 / (6 + 2 * SUM_WEIGHT)) and best > 5
     assert middle == pytest.approx(3) and worst == LOWEST_SCORE
+
+
+def test_least_squares_gives_completions_of_equal_worth_the_same_score_to_the_last_bit():
+    """A group without signal must look like one: its rewards are compared with ==."""
+    for num in range(2, 9):
+        order = drawn_order(num, num)
+        verdicts = full_ring(order, [(3, 3, 3)] * num)
+        for tie_break in (0.0, TIE_BREAK):
+            assert set(least_squares_scores(num, verdicts, tie_break=tie_break).scores) == {3.0}
