@@ -54,12 +54,13 @@ WARN_AT = (
     "truncated>0.5",
     "missing>0.1",  # as check_max_missing
     "logp_gap>0.1",  # between max_first_logp_gap and max_logp_gap, which stops by itself
-    "judge_gap>0.1",
+    "judge_gap>0.15",  # two standard errors of an evaluation of 64 prompts
 )
 # Nothing that a healthy run passes through. How far kl, entropy and length may go is a matter of the data; logp_gap
-# has a gate of its own. Nearly all verdicts missing is a judge that is gone. And two judges that part by 0.2 are
-# further apart than chance takes them: twice the standard error that 64 held-out prompts leave at the worst (0.09).
-STOP_AT = ("missing>0.9", "judge_gap>0.2")
+# has a gate of its own. Nearly all verdicts missing is a judge that is gone. judge_gap is a difference of two win rates
+# on the same prompts: where the judges agree on 70 % of 64, its standard error is at most (0.3 / 64)^0.5 = 0.07, and 0.25
+# is more than three of them; at 0.2 one in 600 evaluations of a healthy run would end it.
+STOP_AT = ("missing>0.9", "judge_gap>0.25")
 
 
 @dataclass(frozen=True)
