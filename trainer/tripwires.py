@@ -58,8 +58,8 @@ WARN_AT = (
 )
 # Nothing that a healthy run passes through. How far kl, entropy and length may go is a matter of the data; logp_gap
 # has a gate of its own. Nearly all verdicts missing is a judge that is gone. judge_gap is a difference of two win rates
-# on the same prompts: where the judges agree on 70 % of 64, its standard error is at most (0.3 / 64)^0.5 = 0.07, and 0.25
-# is more than three of them; at 0.2 one in 600 evaluations of a healthy run would end it.
+# on the same prompts: where the judges agree on 70 % of 64, its standard error is at most (0.3 / 64)^0.5 = 0.07, and
+# 0.25 is more than three of them; at 0.2 one in 600 evaluations of a healthy run would end it.
 STOP_AT = ("missing>0.9", "judge_gap>0.25")
 
 
