@@ -16,7 +16,7 @@ from reward_server.config import RewardSettings
 from rollout_server.config import RolloutSettings
 from rollout_server.fleet import Fleet
 from rollout_server.scale import ScaleSettings
-from trainer.config import RunSettings
+from trainer.answering import AnswerSettings
 from trainer.ledger import Ledger
 from trainer.lineage import Lineage
 from trainer.verdicts import VerdictRecord
@@ -32,7 +32,7 @@ LOGGING = (
 )  # what names a TensorBoard scalar, beside verdicts and fleet
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 
-SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, ScaleSettings, RunSettings) for f in fields(cls)}
+SETTINGS = {f.name: f for cls in (RolloutSettings, RewardSettings, ScaleSettings, AnswerSettings) for f in fields(cls)}
 OTHER_FLAGS = {
     *("config", "help"),  # of every program of ours
     *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM

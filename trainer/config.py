@@ -13,6 +13,7 @@ from typing import Any
 
 from reward_server.limits import CheckSettings
 from rollout_server.config import RolloutSettings
+from trainer.tripwires import STOP_AT, WARN_AT, check_limits
 from wire.errors import ConfigError
 
 SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
@@ -116,6 +117,15 @@ class RunSettings(RolloutSettings, CheckSettings):
     )
     max_logp_gap: float = field(
         default=0.15, metadata={"help": "Nats. The run ends where it is larger for three steps in a row; inf: never."}
+    )
+
+    warn_at: list[str] = field(
+        default_factory=lambda: list(WARN_AT),
+        metadata={"help": "Limits (kl>5 entropy<0.1) beyond which a warning is said; none: no limit."},
+    )
+    stop_at: list[str] = field(
+        default_factory=lambda: list(STOP_AT),
+        metadata={"help": "Limits beyond which the run ends with a checkpoint; see trainer/tripwires.py."},
     )
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
@@ -252,6 +262,7 @@ class RunSettings(RolloutSettings, CheckSettings):
         self._check_training_ranges()
         self._check_step()
         self._check_lora()
+        check_limits(self.warn_at, self.stop_at)
         if self.resume_from_checkpoint not in (None, "latest") and not Path(str(self.resume_from_checkpoint)).is_dir():
             raise ConfigError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} is no folder; name one, or latest"

@@ -1,4 +1,8 @@
-"""Held-out prompts, answered by the current policy and judged like any group."""
+"""Held-out prompts, answered by the current policy and judged like any group.
+
+`python -m trainer.evaluate --config FILE --checkpoint PATH --export BENCHMARK --questions FILE --output FILE` lets the
+policy of a checkpoint answer a benchmark's questions instead; see `trainer/answering.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from trainer.collect import Collector, Judged
 from trainer.pipeline import IN_THE_MAKING
 from trainer.prompts import Prompt
 from wire.errors import ConfigError
+from wire.settings import run_program
 from wire.waits import waiter, waiting
 
 Truth = Callable[[list[dict[str, str]], str], float]
@@ -82,3 +87,14 @@ def _begun(collector: Collector, prompt: Prompt) -> asyncio.Task[Judged]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer a benchmark's questions; `--help` lists the settings."""
+    from trainer.answering import answer_benchmark  # it imports this module through the preflight
+
+    return answer_benchmark(argv, tqdm.write)
+
+
+if __name__ == "__main__":
+    run_program(main)

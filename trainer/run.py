@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from trainer.config import RunSettings
 from trainer.evaluate import HeldOut, evaluate_held_out
 from trainer.export import Exports
 from trainer.group import Group
-from trainer.journal import Journal, open_trace
+from trainer.journal import Journal, open_trace, write_summary
 from trainer.ledger import Ledger
 from trainer.loop import train
 from trainer.material import Material
@@ -29,6 +29,7 @@ from trainer.prompts import PromptStream
 from trainer.services import Services, running_services
 from trainer.status_file import StatusFile
 from trainer.trace import Trace
+from trainer.tripwires import Tripped, Tripwires
 from trainer.watchdog import Watchdog
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
@@ -123,6 +124,8 @@ class Run:
         self._say, self._status, self._trace = say, status, trace
         self._checkpoints, self._exports = Checkpoints(settings), Exports(settings)
         self._meter = RateMeter(settings)
+        self._tripwires = Tripwires(settings.warn_at, settings.stop_at, say)
+        self._latest: Callable[[], Mapping[str, float]] = dict  # metrics of the last step
         self._live = PolicyVersion(0, 0)  # what the replicas hold
         self._done = Done(PolicyVersion(0, 0), 0, frozenset())
         self._first_step = 0
@@ -166,7 +169,8 @@ class Run:
                 trace=self._trace,
             )
             self._status.stages = lambda: collector.num_at
-            self._status.metrics = lambda: journal.latest
+            self._status.metrics = self._latest = lambda: journal.latest
+            self._status.warnings = lambda: self._tripwires.warnings
             async with journal:
                 journal.add_seconds("start", asyncio.get_running_loop().time() - started)
                 with journal.timed("publish"):
@@ -217,10 +221,18 @@ class Run:
                 journal=journal,
                 observe=self._observe,
             )
-        except (ServiceError, asyncio.CancelledError):
+        except (ServiceError, asyncio.CancelledError) as error:
             with suppress(ServiceError):  # the cause of the end is what must be told
                 await self._save_what_is_done()
+            if isinstance(error, Tripped):
+                self._write_stopped(error, journal)
             raise
+
+    def _write_stopped(self, error: Tripped, journal: Journal) -> None:
+        """The summary of a run that a tripwire ended."""
+        summary = self._progress(self._done.version) | {"stopped": str(error)} | journal.summary()
+        with suppress(OSError):  # as above
+            write_summary(Path(self._settings.output_dir) / "summary.json", summary)
 
     def _observe(self, pipeline: Pipeline) -> None:
         self._status.groups = lambda: {"alive": pipeline.num_alive, "ready": pipeline.num_ready}
@@ -233,6 +245,7 @@ class Run:
 
     async def _checkpoint(self, ledger: Ledger, version: PolicyVersion, pipeline: Pipeline) -> None:
         self._done = Done(version, pipeline.next_occurrence, frozenset(pipeline.taken_ahead))
+        self._tripwires.look(version.step, self._latest())  # where it ends the run, this step is what is saved
         if self._checkpoints.is_due(version.step):
             await self._save()
             await ledger.prune(self._checkpoints.first_needed())
@@ -259,15 +272,21 @@ class Run:
     def _summary(
         self, version: PolicyVersion, replica_versions: list[str], before: HeldOut, after: HeldOut
     ) -> dict[str, Any]:
-        return {
-            "steps": version.step,
-            "episodes": version.step * self._settings.completions_per_step,
+        return self._progress(version) | {
             "held_out_score_before": before.score,
             "held_out_score_after": after.score,
             "held_out_truth_before": before.truth,
             "held_out_truth_after": after.truth,
             "held_out_before": asdict(before),
             "held_out_after": asdict(after),
-            "policy_version": version.label,
             "replica_versions": replica_versions,
+        }
+
+    def _progress(self, version: PolicyVersion) -> dict[str, Any]:
+        """What the summary of any end says."""
+        return {
+            "steps": version.step,
+            "episodes": version.step * self._settings.completions_per_step,
+            "policy_version": version.label,
+            "tripwires": self._tripwires.summary(),
         }

@@ -34,12 +34,37 @@ PLACE_MARGIN_S = 15.0  # until a node is found; the host keeps the start's own d
 
 
 @dataclass
-class Services:
-    """What the driver talks to."""
+class Writers:
+    """Who writes completions, and who gives them the weights."""
 
     learner: Learner
     fleet: Fleet
     replicas: StartedReplicas
+
+    async def watch(self) -> None:
+        """Tend the fleet; runs until cancelled.
+
+        Raises:
+            ServiceError: the fleet is too small for too long.
+        """
+        await self._watch()
+
+    async def _watch(self, *others: Coroutine[Any, Any, None]) -> None:
+        with waiter(FLEET):  # who waits for a replica that is started again
+            tasks = [asyncio.create_task(part) for part in (self.fleet.tend(), self.replicas.tend())]
+        tasks += [asyncio.create_task(other) for other in others]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass
+class Services(Writers):
+    """What the driver talks to."""
+
     judge: RewardClient
     judge_hosts: list[Any]
     judge_info: dict[str, Any] = field(default_factory=dict)
@@ -65,15 +90,7 @@ class Services:
         Raises:
             ServiceError: the judge that this run started has ended, or the fleet is too small for too long.
         """
-        with waiter(FLEET):  # who waits for a replica that is started again
-            tasks = [asyncio.create_task(part) for part in (self.fleet.tend(), self.replicas.tend())]
-        tasks.append(asyncio.create_task(self._watch_judge()))
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._watch(self._watch_judge())
 
     async def _watch_judge(self) -> None:
         while True:
@@ -105,25 +122,13 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         ServiceError: a part did not start; the message carries its last words.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(ray_cluster(settings))
-        with waiting("ray", PLACES_LEARNER):
-            ranks = await asyncio.to_thread(place_learner, settings)  # it blocks until there is room
-        learner = Learner(ranks, settings)
-        stack.push_async_callback(learner.close)
-        fleet = await stack.enter_async_context(Fleet(settings, token, skip_push=settings.skip_push, say=say))
-        replicas = StartedReplicas(settings, fleet, lambda index: PlacedReplica(settings, index), say)
-        stack.push_async_callback(replicas.stop)
+        writers = await _placed(stack, settings, token, say)
+        learner, fleet, replicas = writers.learner, writers.fleet, writers.replicas
         judge_hosts = [] if settings.reward_url else [place_reward_service(settings)]
         for host in judge_hosts:
             stack.callback(stop_host, host)
         starts = [_started(host, settings.startup_timeout_s, say) for host in judge_hosts]
-        joined = [fleet.add(url) for url in settings.rollout_urls]
-        urls, *_ = await _all_or_none(
-            asyncio.gather(*starts),
-            _learner_started(learner, settings, say),
-            replicas.start(settings.replicas),
-            asyncio.gather(*joined),
-        )
+        urls, *_ = await _all_or_none(asyncio.gather(*starts), *_starts(writers, settings, say))
         reward_url = settings.reward_url or urls[0]
         api = ControlApi(fleet, replicas, token)
         fleet_url = await stack.enter_async_context(served(api, settings))
@@ -142,6 +147,43 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         if settings.deterministic and not info.get("deterministic"):
             raise ConfigError(f"a deterministic run cannot join {reward_url}: start it with --deterministic true too")
         yield Services(learner, fleet, replicas, judge, judge_hosts, info)
+
+
+@asynccontextmanager
+async def running_writers(settings: RunSettings, token: str, say: Callable[[str], None]) -> AsyncIterator[Writers]:
+    """The same without a judge and without a control API: who only answers.
+
+    Raises:
+        ServiceError: a part did not start; the message carries its last words.
+    """
+    async with AsyncExitStack() as stack:
+        writers = await _placed(stack, settings, token, say)
+        await _all_or_none(*_starts(writers, settings, say))
+        yield writers
+
+
+async def _placed(stack: AsyncExitStack, settings: RunSettings, token: str, say: Callable[[str], None]) -> Writers:
+    """The cluster, and on it a learner and a fleet that are not started yet; `stack` ends them."""
+    stack.enter_context(ray_cluster(settings))
+    with waiting("ray", PLACES_LEARNER):
+        ranks = await asyncio.to_thread(place_learner, settings)  # it blocks until there is room
+    learner = Learner(ranks, settings)
+    stack.push_async_callback(learner.close)
+    fleet = await stack.enter_async_context(Fleet(settings, token, skip_push=settings.skip_push, say=say))
+    replicas = StartedReplicas(settings, fleet, lambda index: PlacedReplica(settings, index), say)
+    stack.push_async_callback(replicas.stop)
+    return Writers(learner, fleet, replicas)
+
+
+def _starts(
+    writers: Writers, settings: RunSettings, say: Callable[[str], None]
+) -> list[Coroutine[Any, Any, Any] | asyncio.Future[Any]]:
+    """What is to be awaited, all at once, until they are up."""
+    return [
+        _learner_started(writers.learner, settings, say),
+        writers.replicas.start(settings.replicas),
+        asyncio.gather(*(writers.fleet.add(url) for url in settings.rollout_urls)),
+    ]
 
 
 @contextmanager

@@ -14,6 +14,7 @@
      "waits": {"chains": ["driver -> group 12 (is in the making, 40 s) -> genrm http://... (judges, 31 s)"],
                "by_reason": [{"peers": "replica", "reason": "writes", "num": 16, "num_peers": 4, "oldest_s": 12.0,
                               "oldest": "group 14 -> replica http://10.0.0.7:8000"}]},
+     "warnings": ["kl>50 since step 9"],
      "said": [{"at": 1764036000.0, "line": "replica http://10.0.0.8:8000 is lost: ..."}]}
 
 `started`, `written` and `at` are seconds of the wall clock, all other times ages at `written`. What is not known is
@@ -56,7 +57,8 @@ LINE_LENGTH = 400  # of what is kept of a line, characters
 class StatusFile:
     """Writes it while its block is open, and at the block's end how the run ended.
 
-    The parts are named as they come up: `services` once they run, `groups`, `stages` and `metrics` once it trains.
+    The parts are named as they come up: `services` once they run, `warnings` with them, `groups`, `stages` and
+    `metrics` once it trains.
 
     Args:
         settings: the run's.
@@ -71,6 +73,7 @@ class StatusFile:
         self.groups: Callable[[], Mapping[str, float]] = dict  # of the pipeline, by what they are: alive, ready
         self.stages: Callable[[], Mapping[str, float]] = dict  # groups by where they are
         self.metrics: Callable[[], Mapping[str, float]] = dict  # of the last step, by TensorBoard's names
+        self.warnings: Callable[[], Sequence[str]] = list  # of the tripwires, that are on
         self._said: deque[dict[str, Any]] = deque(maxlen=NUM_SAID)
         self._tokens: dict[str, Rate] = {}  # by replica
         self._answers: dict[str, Rate] = {}  # by GenRM server
@@ -139,6 +142,7 @@ class StatusFile:
             "learner": [self._rank(rank, waits, now) for rank in range(self._settings.num_learner_ranks)],
             "queue": {"groups": dict(self.groups()), "stages": {k: n for k, n in self.stages().items() if n}},
             "waits": {"chains": _chains(waits, now), "by_reason": _by_reason(waits, now)},
+            "warnings": list(self.warnings()),
             "said": list(self._said),
         }
 

@@ -19,6 +19,7 @@ def lines(state: Mapping[str, Any], width: int) -> list[str]:
     """
     parts = [
         _progress(state["progress"]),
+        [f"WARNING {warning}" for warning in state["warnings"]],
         _waits(state["waits"], width),
         [*_queue(state["queue"]), *_learner(state["learner"])],
         _replicas(state["replicas"], width),

@@ -25,6 +25,7 @@ import rollout_server.client
 import rollout_server.fleet
 import rollout_server.push
 import rollout_server.started
+import trainer.answering
 import trainer.checkpoint
 import trainer.evaluate
 import trainer.ledger_writer
@@ -39,6 +40,8 @@ from rollout_server.started import StartedReplicas
 from tests.contract.silence import SilentActor, silent_server
 from tests.rollout_server.roster import Roster
 from tests.rollout_server.world import TOKEN, World
+from trainer.answer_files import Question
+from trainer.answering import Answers, AnswerSettings
 from trainer.batch import Sample
 from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
@@ -302,6 +305,19 @@ def held_out() -> AbstractAsyncContextManager[None]:
     return under_way(evaluate_held_out(collector, [prompt(3)], None, "held-out"))
 
 
+def benchmark() -> AbstractAsyncContextManager[None]:
+    tokenizer: Any = SimpleNamespace(apply_chat_template=lambda *_, **__: [1])
+    client: Any = SimpleNamespace(generate=lambda *_, **__: under_way_for_ever())
+    questions = [Question("question_id 81", ({"role": "user", "content": "sea?"},), (), {})]
+    return under_way(Answers(AnswerSettings(device="cpu"), tokenizer, questions).ask_all(client, "salt"))
+
+
+@asynccontextmanager
+async def under_way_for_ever() -> AsyncIterator[list[asyncio.Future[Any]]]:
+    """A completion that does not come."""
+    yield [asyncio.get_running_loop().create_future()]
+
+
 # --- files
 
 
@@ -366,6 +382,7 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
     ("trainer.services", trainer.services.IS_ASKED): ("judge http", asking_who_judges),
     ("trainer.pipeline", trainer.pipeline.IN_THE_MAKING): ("group 7", taking_groups),
     ("trainer.evaluate", trainer.evaluate.IN_THE_MAKING): ("held-out 3", held_out),
+    ("trainer.answering", trainer.answering.IN_THE_MAKING): ("question 0", benchmark),
     ("trainer.checkpoint", trainer.checkpoint.SYNCS): ("disk", syncing_a_checkpoint),
     ("trainer.ledger_writer", trainer.ledger_writer.TAKES_LEDGER): ("disk", writing_the_ledger),
 }  # fmt: skip

@@ -114,6 +114,7 @@ async def full_table(folder: Path, clock: Clock) -> list[str]:
     replica.num_tokens += 5000
     file.services.judge_info = {"queue_depth": 4, "servers": [SERVER | {"answers": 1225}]}
     file.services.fleet.version = PolicyVersion(0, 13)
+    file.warnings = lambda: ["kl>50 since step 9"]
     file.hears(lambda _: None)("replica http://10.0.0.8:8000 is lost: " + 30 * "it is long ago ")
     return lines(json.loads(json.dumps(file.snapshot())), WIDTH)
 
@@ -125,6 +126,7 @@ async def test_the_table_shows_the_run_each_part_the_queue_and_who_waits_for_who
     # 32 completions a step in 10 s; 50,000 - 416 are left
     assert table[0] == "step 13/1563 · version 0.13 · 416 of 50,000 episodes · 4 h 18 min left"
     assert table[1] == "3.20 episodes/s · 500 tokens/s · lag 0.8, at most 1 · score 3.46"
+    assert table[3] == "WARNING kl>50 since step 9"
     assert [line.split() for line in table if line.startswith(("http", "replica-"))] == [
         [B, "lost", "70", "s", "-", "0", "0"],
         ["replica-2", "starting", "-", "-", "-", "-"],
