@@ -5,9 +5,9 @@
                            (beside training: skipped where the one before still runs)      '-> second judge
 
 Nothing of it holds training up. Its answers are written where the fleet has room, its verdicts are given where the
-judge has, and few of both at once, for what is begun is in the way of a batch that comes then. Where training leaves no
-room, an evaluation takes until the end of the run. While it lasts pushes go on, so an answer may be of several versions;
-the oldest and the newest of them are part of the result.
+judge has, and few of both at once, for what is begun is in the way of a batch that comes then. Where training leaves
+no room, an evaluation takes until the end of the run. While it lasts pushes go on, so an answer may be of several
+versions; the oldest and the newest of them are part of the result.
 """
 
 from __future__ import annotations
