@@ -27,7 +27,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.standin_fleet import StandInFleet, StandInSender
-from rollout_server.client import RolloutClient, Sampling
+from rollout_server.client import Order, RolloutClient, Sampling
 from rollout_server.config import RolloutSettings
 from rollout_server.fleet import Fleet
 from rollout_server.membership import Replica, State
@@ -122,9 +122,7 @@ class RoutedClient(RolloutClient):
         self,
         replica: Replica,
         futures: Sequence[asyncio.Future[Completion]],
-        token_ids: Sequence[int],
-        seed: int,
-        salt: str,
+        order: Order,
         *,
         first: int = 0,
     ) -> None:

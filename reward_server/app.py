@@ -37,6 +37,7 @@ from wire.token import TokenMiddleware
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it
 LONGEST_RETRY_AFTER_S = 30
+BACKGROUND_RETRY_AFTER_S = 2
 
 T = TypeVar("T")
 
@@ -109,9 +110,12 @@ def build_app(
 def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: Pool, instruments: Instruments) -> None:
     scheme = Scheme.of(settings)
 
-    def take_in() -> None:
-        """Raises 429 where the queue is full."""
+    def take_in(*, background: bool = False) -> None:
+        """Raises 429 where the queue is full; for a call of the background, where there would be a queue at all."""
         waiting = pool.num_waiting
+        if background and pool.is_full:
+            detail = "all GenRM servers are busy"
+            raise HTTPException(429, detail, headers={"Retry-After": str(BACKGROUND_RETRY_AFTER_S)})
         if waiting >= settings.judge_max_queue:
             instruments.refused_busy.inc()
             wait_s = min(LONGEST_RETRY_AFTER_S, 1 + waiting // (pool.room or settings.judge_max_in_flight))
@@ -121,7 +125,7 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
     @app.post("/v1/judgement", response_model=Verdict)
     async def judgement(order: JudgementRequest, request: Request) -> Response:
         """One verdict on one response, or on two against each other."""
-        take_in()
+        take_in(background=order.background)
         work = judge.judge(order.conversation, order.responses, order.seed, order.vote)
         return _json(await _unless_abandoned(request, work))
 

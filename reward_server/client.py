@@ -75,16 +75,28 @@ class RewardClient:
         await self._session.close()
 
     async def judge(
-        self, conversation: Sequence[Message], responses: Sequence[str], seed: int, vote: int = 0
+        self,
+        conversation: Sequence[Message],
+        responses: Sequence[str],
+        seed: int,
+        vote: int = 0,
+        *,
+        background: bool = False,
     ) -> Verdict:
-        """The verdict on one response, or on two against each other.
+        """The verdict on one response, or on two against each other; in the `background`, when nothing else waits.
 
         A lost connection is retried until the deadline. A verdict that cannot be had carries the reason.
 
         Raises:
             Unauthorized: the service refuses the token.
         """
-        order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses), seed=seed, vote=vote)
+        order = JudgementRequest(
+            conversation=tuple(conversation),
+            responses=tuple(responses),
+            seed=seed,
+            vote=vote,
+            background=background,
+        )
         clock = asyncio.get_running_loop().time
         async with self._place():
             started = clock()

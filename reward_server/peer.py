@@ -119,7 +119,8 @@ class Peer:
                 if not (reply.is_failure or reply.is_busy):
                     call.is_answered()
                     return reply
-                log.warning("%s%s: HTTP %d %s", self.url, path, reply.status, reply.text[:300])
+                level = logging.INFO if reply.is_busy else logging.WARNING
+                log.log(level, "%s%s: HTTP %d %s", self.url, path, reply.status, reply.text[:300])
                 if reply.is_busy:
                     call.is_refused()
                     await asyncio.sleep(busy_pause(reply))

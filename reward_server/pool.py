@@ -151,6 +151,11 @@ class Pool:
         """Calls that the ready servers get at once, all together."""
         return sum(server.room.size for server in self._servers.values() if server.state == "ready")
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one call more would wait, or would take the place that another one waits for."""
+        return bool(self._waiters) or self.num_in_flight >= self.room
+
     def add(self, url: str) -> None:
         """Take a server in; it gets calls as soon as its `/health` answers. One that is here already stays."""
         url = url.rstrip("/")

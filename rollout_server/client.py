@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -24,6 +24,7 @@ from wire.waits import WAITS, waiting
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 REFUSALS = frozenset({400, 404, 405, 413, 422})  # it lies in the request; 409, 429 and 5xx lie in the replica
+BACKGROUND_AGE = 2**62  # ages from here on: these prompts come after all others, however long they wait
 PIECE_TOKENS = 256  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
 FLEET = "fleet"
@@ -44,6 +45,18 @@ class Sampling:
     max_tokens: int
     temperature: float
     stop_token_ids: tuple[int, ...]
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for: completion i of the prompt is drawn with `seed` + i. `salt` is called for every request."""
+
+    token_ids: Sequence[int]
+    seed: int
+    salt: Callable[[], str]
+    sampling: Sampling
+    background: bool = False
 
 
 @dataclass
@@ -91,6 +104,7 @@ class RolloutClient:
         self._places, self._ages = Places(room), count()
         self._least, self._most = least, room
         self._tending: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()  # requests of prompts that come after all others
         self._decoder = msgspec.json.Decoder(Chunk)
         self._session: aiohttp.ClientSession | None = None
 
@@ -125,6 +139,8 @@ class RolloutClient:
         seed: int,
         salt: Callable[[], str],
         known: Mapping[int, Completion] = NONE_KNOWN,
+        sampling: Sampling | None = None,
+        background: bool = False,
     ) -> AsyncIterator[CompletionFutures]:
         """Ask for `num` completions of one prompt; yields a future for each, done as it arrives.
 
@@ -137,6 +153,10 @@ class RolloutClient:
             seed: 63-bit; completion i is drawn with seed + i, by whichever replica.
             salt: called for every request; keeps prefixes of different weights apart in the replica's cache.
             known: completions that are there already, by index; they are not asked for.
+            sampling: how these are drawn, if not as the others.
+            background: whether they are of less importance: sent only where a replica has room and no other prompt
+                waits for it. Time in which it waits for that does not count. (vLLM's own priorities would need
+                `--scheduling-policy priority` on every server: others refuse a request that has one.)
 
         Raises (from the futures):
             ServiceError: no replica wrote it within the deadline.
@@ -147,7 +167,8 @@ class RolloutClient:
         futures = [asyncio.get_running_loop().create_future() for _ in range(num)]
         for index, completion in known.items():
             futures[index].set_result(completion)
-        task = asyncio.create_task(self._fill(futures, token_ids, seed, salt))
+        order = Order(token_ids, seed, salt, sampling or self._sampling, background)
+        task = asyncio.create_task(self._fill(futures, order))
         try:
             yield futures
         finally:
@@ -158,19 +179,27 @@ class RolloutClient:
                     future.exception()  # marks it as seen
                 future.cancel()
 
-    async def _fill(
-        self, futures: CompletionFutures, token_ids: Sequence[int], seed: int, salt: Callable[[], str]
-    ) -> None:
+    def give_way(self) -> None:
+        """End the requests of the background; they are asked for anew. For a push that lets requests be finished: it
+        must not wait for those."""
+        for stream in self._background:
+            stream.cancel()
+
+    async def _fill(self, futures: CompletionFutures, order: Order) -> None:
         """Fill the futures, from another replica after a failure, until all are done or the deadline has passed."""
         problem: Exception = ServiceError("no rollout replica holds the current weights")
         avoid: set[Replica] = set()
         loop = asyncio.get_running_loop()
-        pause, spent_s, age = FIRST_PAUSE_S, 0.0, next(self._ages)
+        pause, spent_s, age = FIRST_PAUSE_S, 0.0, next(self._ages) + BACKGROUND_AGE * order.background
         try:
             while not all(future.done() for future in futures):
                 replicas = self._members.ready()
                 if not replicas:
                     await self._somebody()
+                    continue
+                if order.background and not self._is_idle(replicas, age):
+                    with waiting(FLEET, HAS_NO_ROOM):
+                        await self._places.wait(age)
                     continue
                 started = loop.time()
                 try:
@@ -190,7 +219,7 @@ class RolloutClient:
                             continue
                         problem = ServiceError(f"{replica.url}: it has not finished")  # should time run out meanwhile
                         with self._places.held(replica, futures), _written_by(replica, futures):
-                            problem = await self._try(replica, futures, token_ids, seed, salt()) or problem
+                            problem = await self._try(replica, futures, order) or problem
                         avoid.add(replica)
                 finally:
                     spent_s += loop.time() - started
@@ -201,20 +230,24 @@ class RolloutClient:
         except Exception as error:  # noqa: BLE001 - handed on to whoever awaits the completions
             self._fail(futures, error)
 
+    def _is_idle(self, replicas: Sequence[Replica], age: int) -> bool:
+        """Whether a replica has room that no prompt before one of this age waits for."""
+        return not self._places.has_older(age) and self._places.choose(replicas, ()) is not None
+
     async def _somebody(self) -> None:
         """Return when there is a replica that writes."""
         with waiting(FLEET, HAS_NOBODY):
             while not self._members.ready():
                 await self._members.changed(NEWS_S)
 
-    async def _try(
-        self, replica: Replica, futures: CompletionFutures, token_ids: Sequence[int], seed: int, salt: str
-    ) -> Exception | None:
+    async def _try(self, replica: Replica, futures: CompletionFutures, order: Order) -> Exception | None:
         """Let one replica write what is missing; returns what went wrong. Raises Unauthorized."""
         missing = [index for index, future in enumerate(futures) if not future.done()]
         # A task of its own: the fleet cancels it when it parts with the replica.
-        stream = asyncio.create_task(self._write(replica, futures, missing, token_ids, seed, salt))
+        stream = asyncio.create_task(self._write(replica, futures, missing, order))
         replica.streams.add(stream)
+        if order.background:
+            self._background.add(stream)
         try:
             await asyncio.wait([stream])
             if stream.cancelled():
@@ -231,26 +264,21 @@ class RolloutClient:
             return ServiceError(f"{replica.url}: {error or type(error).__name__}")
         finally:
             replica.streams.discard(stream)
+            self._background.discard(stream)
             stream.cancel()
             await asyncio.gather(stream, return_exceptions=True)
         return None
 
-    async def _write(
-        self,
-        replica: Replica,
-        futures: CompletionFutures,
-        missing: Sequence[int],
-        token_ids: Sequence[int],
-        seed: int,
-        salt: str,
-    ) -> None:
+    async def _write(self, replica: Replica, futures: CompletionFutures, missing: Sequence[int], order: Order) -> None:
         """One request for all, or, where some are done, one for each that is missing: completion i of a request for
         all is drawn with seed + i, so the same tokens come of both."""
         if len(missing) == len(futures):
-            await self._stream(replica, futures, token_ids, seed, salt)
+            await self._stream(replica, futures, order)
             return
         singles = [
-            asyncio.create_task(self._stream(replica, [futures[index]], token_ids, seed + index, salt, first=index))
+            asyncio.create_task(
+                self._stream(replica, [futures[index]], replace(order, seed=order.seed + index), first=index)
+            )
             for index in missing
         ]
         try:
@@ -266,20 +294,11 @@ class RolloutClient:
             if not future.done():
                 future.set_exception(error)
 
-    async def _stream(
-        self,
-        replica: Replica,
-        futures: CompletionFutures,
-        token_ids: Sequence[int],
-        seed: int,
-        salt: str,
-        *,
-        first: int = 0,
-    ) -> None:
+    async def _stream(self, replica: Replica, futures: CompletionFutures, order: Order, *, first: int = 0) -> None:
         """One request for a completion for each of `futures`; the first of them is completion `first` of the prompt."""
         assert self._session is not None
         parts = [_Part() for _ in futures]
-        request = self._request(token_ids, len(futures), seed, salt)
+        request = self._request(order, len(futures))
         headers = {BOOT_HEADER: replica.boot_id} if replica.boot_id else {}
         url = f"{replica.url}/inference/v1/generate"
         try:
@@ -289,7 +308,9 @@ class RolloutClient:
                 if reply.status != 200:
                     problem = f"HTTP {reply.status}: {(await reply.text())[:300]}"
                     if reply.status in REFUSALS:
-                        raise RequestRefused(f"{replica.url} refuses a prompt of {len(token_ids)} tokens: {problem}")
+                        raise RequestRefused(
+                            f"{replica.url} refuses a prompt of {len(order.token_ids)} tokens: {problem}"
+                        )
                     raise ServiceError(problem)
                 async for line in reply.content:
                     if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
@@ -322,23 +343,24 @@ class RolloutClient:
         index = first + choice.index
         future.set_result(Completion(index, ids, logprobs, finished, part.versions, replica.url))
 
-    def _request(self, token_ids: Sequence[int], num: int, seed: int, salt: str) -> dict[str, Any]:
+    @staticmethod
+    def _request(order: Order, num: int) -> dict[str, Any]:
         return {
-            "token_ids": list(token_ids),
+            "token_ids": list(order.token_ids),
             "sampling_params": {
                 "n": num,
-                "seed": seed,
-                "max_tokens": self._sampling.max_tokens,
-                "temperature": self._sampling.temperature,
-                "top_p": 1.0,
+                "seed": order.seed,
+                "max_tokens": order.sampling.max_tokens,
+                "temperature": order.sampling.temperature,
+                "top_p": order.sampling.top_p,
                 "top_k": 0,
                 "logprobs": 0,
-                "stop_token_ids": list(self._sampling.stop_token_ids),
+                "stop_token_ids": list(order.sampling.stop_token_ids),
                 "detokenize": False,
                 "stream_interval": PIECE_TOKENS,
             },
             "stream": True,
-            "cache_salt": salt,
+            "cache_salt": order.salt(),
         }
 
 

@@ -94,6 +94,10 @@ class Places:
                 if future.remove_done_callback(give_back):  # else it was called, or is about to be
                     give_back(future)
 
+    def has_older(self, age: int) -> bool:
+        """Whether a prompt waits that comes before one of this age."""
+        return any(other < age and not future.done() for other, _, future in self._waiting[:1])
+
     async def wait(self, age: int) -> None:
         """Return when there may be room; a prompt of smaller `age`, the number of its arrival, comes first."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -29,6 +29,7 @@ LOGGING = (
     "journal",
     "services",
     "utilisation",
+    "contest",
 )  # what names a TensorBoard scalar, beside verdicts and fleet
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 

@@ -38,7 +38,24 @@ class RunSettings(RolloutSettings, CheckSettings):
     seed: int = field(default=42, metadata={"help": "Seeds prompts, completions, pairings and ranks."})
 
     dataset_split: str = field(default="train", metadata={"help": "Split that the training prompts come from."})
-    num_eval_prompts: int = field(default=64, metadata={"help": "Held-out prompts judged before and after; 0: none."})
+    num_eval_prompts: int = field(
+        default=128, metadata={"help": "Held-out prompts, judged before, while and after it trains; 0: none."}
+    )
+    eval_file: str | None = field(
+        default=None,
+        metadata={"help": "JSONL file with the held-out prompts (context, messages or prompt) instead of eval_split."},
+    )
+    eval_steps: int = field(
+        default=50, metadata={"help": "Compare with the initial policy's answers every this many steps; 0: never."}
+    )
+    eval_temperature: float = field(default=0.7, metadata={"help": "Temperature of the answers that are compared."})
+    eval_top_p: float = field(default=1.0, metadata={"help": "Their top_p; nothing is trained on them."})
+    eval_wait_s: float = field(
+        default=3600.0, metadata={"help": "How long the end of a run waits for the comparison of the final policy."}
+    )
+    second_reward_url: str | None = field(
+        default=None, metadata={"help": "Another running reward service, whose judge compares the answers too."}
+    )
     judge_check: bool = field(
         default=True, metadata={"help": "Check the judge before the first step; see reward_server/check.py."}
     )
@@ -260,6 +277,7 @@ class RunSettings(RolloutSettings, CheckSettings):
         """Raises ConfigError on values that cannot work, alone or together; the message gives the numbers."""
         super().check()
         self._check_training_ranges()
+        self._check_evaluation()
         self._check_step()
         self._check_lora()
         check_limits(self.warn_at, self.stop_at)
@@ -282,6 +300,8 @@ class RunSettings(RolloutSettings, CheckSettings):
             "lookahead",
             "kl_coef",
             "num_eval_prompts",
+            "eval_steps",
+            "eval_temperature",
             "save_steps",
             "export_steps",
             "weight_decay",
@@ -300,6 +320,7 @@ class RunSettings(RolloutSettings, CheckSettings):
         for name in (
             "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s",
             "reward_clip_range", "advantage_clip_range", "max_first_logp_gap", "max_logp_gap", "stall_warn_s",
+            "eval_wait_s",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -329,6 +350,10 @@ class RunSettings(RolloutSettings, CheckSettings):
             raise ConfigError(f"warmup_ratio ({self.warmup_ratio}) must lie between 0 and 1")
         if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
             raise ConfigError(f"missing_eos_penalty ({self.missing_eos_penalty}) is subtracted; give a positive number")
+
+    def _check_evaluation(self) -> None:
+        if not 0 < self.eval_top_p <= 1:
+            raise ConfigError(f"eval_top_p ({self.eval_top_p}) must lie above 0 and at most at 1; 1 cuts nothing off")
 
     def _check_lora(self) -> None:
         if self.lora_dropout:

@@ -178,6 +178,12 @@ class Journal:
         self._bar.update(size)
         self._show()
 
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log what came after the last step."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._last = self._last | dict(metrics)
+
     @property
     def latest(self) -> Mapping[str, float]:
         """The metrics of the last step, by their names; empty before the first."""

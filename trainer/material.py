@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from reward_server.preferences import PreferencePair
 from trainer.config import RunSettings
-from trainer.dataset import load_conversations, pairs_to_check_judge
+from trainer.dataset import Conversation, load_conversations, pairs_to_check_judge
+from trainer.eval_file import read_conversations
 from trainer.evaluate import Truth, load_truth
 from trainer.prompts import Prompt, PromptRenderer
 from wire.errors import ConfigError
@@ -50,7 +52,7 @@ def load_material(settings: RunSettings, say: Callable[[str], None]) -> Material
     say(f"{len(prompts)} prompts; {dropped} longer than {settings.max_prompt_length} tokens were dropped")
     held_out: list[Prompt] = []
     if settings.num_eval_prompts:
-        held_out, _ = renderer.render_all(load_conversations(settings, settings.eval_split), "held-out prompts")
+        held_out, _ = renderer.render_all(_held_out_conversations(settings), "held-out prompts")
     return Material(
         tokenizer=tokenizer,
         stop_token_ids=stop_ids(settings, tokenizer),
@@ -59,6 +61,12 @@ def load_material(settings: RunSettings, say: Callable[[str], None]) -> Material
         truth=load_truth(settings.truth_function),
         pairs=pairs_to_check_judge(settings),
     )
+
+
+def _held_out_conversations(settings: RunSettings) -> list[Conversation]:
+    if settings.eval_file:
+        return read_conversations(Path(settings.eval_file))
+    return load_conversations(settings, settings.eval_split)
 
 
 def load_tokenizer(settings: RunSettings) -> Any:

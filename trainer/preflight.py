@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.config import RunSettings
 from trainer.dataset import load_conversations, pairs_to_check_judge
+from trainer.eval_file import read_conversations
 from trainer.evaluate import load_truth
 from wire.engine import resolve_device
 from wire.errors import ConfigError
@@ -32,10 +33,12 @@ def check_environment(settings: RunSettings) -> list[str]:
         notes.append(f"{settings.dataset_name} is not downloaded in a dry run; the run itself checks its columns")
     else:
         load_conversations(settings, settings.dataset_split)
-        if settings.num_eval_prompts:
+        if settings.num_eval_prompts and not settings.eval_file:
             load_conversations(settings, settings.eval_split)
         pairs_to_check_judge(settings)
-    for url in [*settings.rollout_urls, *filter(None, [settings.reward_url])]:
+    if settings.num_eval_prompts and settings.eval_file:
+        read_conversations(Path(settings.eval_file))
+    for url in [*settings.rollout_urls, *filter(None, [settings.reward_url, settings.second_reward_url])]:
         check_url(url)
     if settings.device == "cuda" and not Path("/dev/nvidiactl").exists():
         message = "device 'cuda': this host shows no NVIDIA GPU; use device cpu, or start on a GPU host"

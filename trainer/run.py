@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from rollout_server.client import RolloutClient, Sampling
 from trainer.checkpoint import Checkpoints
 from trainer.collect import Collector
 from trainer.config import RunSettings
+from trainer.contest import Contest
 from trainer.evaluate import HeldOut, evaluate_held_out
 from trainer.export import Exports
 from trainer.group import Group
@@ -26,7 +27,7 @@ from trainer.measured_rates import RATES_FILE, RateMeter
 from trainer.numerics import NumericsGate
 from trainer.pipeline import Pipeline
 from trainer.prompts import PromptStream
-from trainer.services import Services, running_services
+from trainer.services import Services, running_services, second_judges
 from trainer.status_file import StatusFile
 from trainer.trace import Trace
 from trainer.tripwires import Tripped, Tripwires
@@ -129,6 +130,7 @@ class Run:
         self._live = PolicyVersion(0, 0)  # what the replicas hold
         self._done = Done(PolicyVersion(0, 0), 0, frozenset())
         self._first_step = 0
+        self._before_push: Callable[[], None] = lambda: None
 
     async def go(self, started: float) -> dict[str, Any]:
         """Check the judge, restore, push, evaluate, train, evaluate, export. `started`: by the loop's clock."""
@@ -145,7 +147,10 @@ class Run:
         fleet, judge, learner = self._services.fleet, self._services.judge, self._services.learner
         timeout_s, room = settings.rollout_timeout_s, settings.rollout_max_num_seqs
         least = settings.rloo_k if settings.adaptive_in_flight else 0
-        async with RolloutClient(fleet, self._token, sampling, timeout_s, room=room, least=least) as rollouts:
+        async with (
+            RolloutClient(fleet, self._token, sampling, timeout_s, room=room, least=least) as rollouts,
+            self._contest_over(rollouts) as contest,
+        ):
             collector = Collector(
                 settings,
                 rollouts,
@@ -163,7 +168,11 @@ class Run:
                 stop_token_ids=stops,
                 waits=waits,
                 services=lambda: (
-                    collector.verdicts.drain() | self._services.judge_metrics() | fleet.metrics() | ledger.metrics()
+                    collector.verdicts.drain()
+                    | self._services.judge_metrics()
+                    | fleet.metrics()
+                    | ledger.metrics()
+                    | contest.metrics()
                 ),
                 replicas=lambda: [f"replica {replica.url}" for replica in fleet.ready()],
                 trace=self._trace,
@@ -175,12 +184,38 @@ class Run:
                 journal.add_seconds("start", asyncio.get_running_loop().time() - started)
                 with journal.timed("publish"):
                     await self._publish(self._done.version)
+                with journal.timed("held_out"):
+                    await contest.meet(Path(settings.output_dir))
                 before = await self._held_out(collector, journal, "held-out, before")
-                version = await self._train(collector, ledger, journal)
+                version = await self._train(collector, ledger, journal, contest)
+                with journal.timed("held_out"):
+                    await contest.finish(version.step)
+                journal.note(version.step, contest.metrics())
                 after = await self._held_out(collector, journal, "held-out, after")
                 with journal.timed("export"):
                     await self._exports.save_final(learner)
-                return self._summary(version, await fleet.versions(), before, after) | journal.summary()
+                summary = self._summary(version, await fleet.versions(), before, after)
+                return summary | contest.summary() | journal.summary()
+
+    @asynccontextmanager
+    async def _contest_over(self, rollouts: RolloutClient) -> AsyncIterator[Contest]:
+        settings, material = self._settings, self._material
+        if not settings.inflight_updates:
+            self._before_push = rollouts.give_way
+        async with (
+            second_judges(settings, self._token) as others,
+            Contest(
+                settings,
+                material.held_out,
+                rollouts,
+                [self._services.judge, *others],
+                decode=material.decode,
+                stop_token_ids=material.stop_token_ids,
+                version=lambda: self._live,
+                say=self._say,
+            ) as contest,
+        ):
+            yield contest
 
     async def _restore(self) -> Ledger:
         """Load the checkpoint, if one is to be resumed, and open the ledger, which names the version to go on from."""
@@ -200,10 +235,11 @@ class Run:
         return ledger
 
     async def _publish(self, version: PolicyVersion) -> None:
+        self._before_push()
         await self._services.fleet.publish(self._services.learner, version)
         self._live = version
 
-    async def _train(self, collector: Collector, ledger: Ledger, journal: Journal) -> PolicyVersion:
+    async def _train(self, collector: Collector, ledger: Ledger, journal: Journal, contest: Contest) -> PolicyVersion:
         prompts = PromptStream(self._material.prompts, self._settings.seed)
         prompts.seek(self._done.next_prompt, self._done.taken_ahead)
         gate = NumericsGate(self._settings.max_first_logp_gap, self._settings.max_logp_gap)
@@ -216,7 +252,7 @@ class Run:
                 inspect=lambda groups: self._inspect(groups, collector, gate),
                 learner=self._services.learner,
                 publish=self._publish,
-                checkpoint=partial(self._checkpoint, ledger),
+                checkpoint=partial(self._checkpoint, ledger, contest),
                 ledger=ledger,
                 journal=journal,
                 observe=self._observe,
@@ -243,9 +279,10 @@ class Run:
         collector.verdicts.check()
         gate.check(groups, self._done.version)
 
-    async def _checkpoint(self, ledger: Ledger, version: PolicyVersion, pipeline: Pipeline) -> None:
+    async def _checkpoint(self, ledger: Ledger, contest: Contest, version: PolicyVersion, pipeline: Pipeline) -> None:
         self._done = Done(version, pipeline.next_occurrence, frozenset(pipeline.taken_ahead))
         self._tripwires.look(version.step, self._latest())  # where it ends the run, this step is what is saved
+        contest.begin_if_due(version.step)
         if self._checkpoints.is_due(version.step):
             await self._save()
             await ledger.prune(self._checkpoints.first_needed())

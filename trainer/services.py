@@ -186,6 +186,23 @@ def _starts(
     ]
 
 
+@asynccontextmanager
+async def second_judges(settings: RunSettings, token: str) -> AsyncIterator[list[RewardClient]]:
+    """The service that only compares answers, if there is one: it was started by hand, and stays.
+
+    Raises:
+        ServiceError: nobody answers, or it refuses the token.
+    """
+    if settings.second_reward_url is None:
+        yield []
+        return
+    timeout_s = settings.judge_timeout_s + CLIENT_MARGIN_S
+    async with RewardClient(settings.second_reward_url, token, timeout_s) as judge:
+        with waiting(f"judge {judge.url}", IS_ASKED):
+            await judge.info()
+        yield [judge]
+
+
 @contextmanager
 def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
     """Name the fleet's address in the run's folder while the context is open."""

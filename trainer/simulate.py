@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from trainer.collect import Collector
 from trainer.config import RunSettings
+from trainer.contest import Contest
 from trainer.group import Group
 from trainer.loop import train
 from trainer.prompts import Prompt, PromptStream
@@ -77,7 +78,8 @@ class _Simulation:
         self._seconds: dict[str, float] = defaultdict(float)
         self._waits: dict[tuple[str, str, str], float] = defaultdict(float)
         self._lags: list[int] = []
-        self._episodes = self._verdicts = 0
+        self._episodes = self._verdicts = self._num_evaluated = 0
+        self._evaluations: dict[str, int] = {}
         self._judge_tokens = 0
         self._at_start: dict[str, float] = {}
 
@@ -97,12 +99,31 @@ class _Simulation:
                     ledger=self._ledger,
                 )
                 await self._publish(self._live)
-                self._mark()
-                with tqdm(total=settings.num_steps, desc="simulation", unit="step", leave=False) as self._bar:
-                    await self._train(collector)
+                async with self._contest_over(rollouts) as contest:
+                    await contest.meet()
+                    self._mark()
+                    with tqdm(total=settings.num_steps, desc="simulation", unit="step", leave=False) as self._bar:
+                        await self._train(collector, contest)
+                    self._evaluations = {"finished": self._num_evaluated, "skipped": contest.num_skipped}
         return self._summary() | {"real_seconds": round(time.perf_counter() - began, 1)}
 
-    async def _train(self, collect: Callable[[Prompt, int], Awaitable[Group]]) -> None:
+    def _contest_over(self, rollouts: SimulatedRollouts) -> Contest:
+        return Contest(
+            self._settings,
+            [replace(PROMPT, occurrence=number) for number in range(self._settings.num_eval_prompts)],
+            rollouts,
+            [self._judge],
+            decode=lambda ids: str(ids[0]),
+            stop_token_ids=(),
+            version=lambda: self._live,
+            say=tqdm.write,
+        )
+
+    async def _train(self, collect: Callable[[Prompt, int], Awaitable[Group]], contest: Contest) -> None:
+        async def step_done(version: PolicyVersion, _: object) -> None:
+            contest.begin_if_due(version.step)
+            self._num_evaluated += "eval/win_rate" in contest.metrics()
+
         await train(
             self._settings,
             version=self._live,
@@ -111,7 +132,7 @@ class _Simulation:
             inspect=lambda groups: None,
             learner=self._learner,
             publish=self._publish,
-            checkpoint=_nothing,
+            checkpoint=step_done,
             ledger=self._ledger,
             journal=self,
         )
@@ -198,13 +219,10 @@ class _Simulation:
             "driver": {
                 name.partition(" ")[2]: value / seconds for name, value in grown.items() if name.startswith("driver ")
             },
+            "evaluations": self._evaluations,
             "lag_mean": sum(self._lags) / len(self._lags),
             "waits": {f"{who} waits for {peer}: {reason}": total for (who, peer, reason), total in waits},
         }
-
-
-async def _nothing(*_: object) -> None:
-    pass
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:

@@ -13,10 +13,11 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+from reward_server.asking import QUEUE_IS_FULL
 from reward_server.client import VerdictMemory
 from reward_server.group import judge_group
 from reward_server.scheme import Scheme
-from rollout_server.client import CompletionFutures, RolloutClient, Sampling
+from rollout_server.client import CompletionFutures, Order, RolloutClient, Sampling
 from rollout_server.control_routes import ControlRoutes
 from rollout_server.membership import Membership, Replica, State
 from rollout_server.push import Push, WeightSender
@@ -37,6 +38,7 @@ from wire.waits import waiting
 TOKENS_PER_ID = 64  # a completion carries one id for so many of its tokens: only its time matters here
 CLOSE_ENOUGH_S = 1e-6  # a timer fires up to the clock's resolution early, and would be set again for ever
 JUDGES = "judges"
+ASKED_AGAIN_S = 2.0  # after which a background call that found no room comes back
 
 
 class Meter:
@@ -188,20 +190,11 @@ class SimulatedRollouts(RolloutClient):
         super().__init__(fleet, "", sampling, settings.rollout_timeout_s, room=layout.replica_slots)
         self._fleet = fleet
 
-    async def _stream(
-        self,
-        replica: Replica,
-        futures: CompletionFutures,
-        token_ids: Sequence[int],
-        seed: int,
-        salt: str,
-        *,
-        first: int = 0,
-    ) -> None:
+    async def _stream(self, replica: Replica, futures: CompletionFutures, order: Order, *, first: int = 0) -> None:
         writer = self._fleet.replicas[replica.url]
 
         async def write(index: int, future: asyncio.Future[Completion]) -> None:
-            ids, spans, finished = await writer.write(seed + index)
+            ids, spans, finished = await writer.write(order.seed + index)
             if not future.done():
                 logprobs = (-0.5,) * len(ids)
                 future.set_result(Completion(first + index, ids, logprobs, finished, spans, replica.url))
@@ -228,6 +221,21 @@ class SimulatedJudge:
     ) -> GroupVerdict:
         """As `reward_server.client.RewardClient.group`."""
         return await judge_group(self._judge_pair, completions, seed, self._scheme)
+
+    async def judge(
+        self,
+        conversation: Sequence[Message],
+        responses: Sequence[str],
+        seed: int,
+        vote: int = 0,
+        *,
+        background: bool = False,
+    ) -> Verdict:
+        """As `reward_server.client.RewardClient.judge`: in the background it is asked again while all are busy."""
+        while background and self._slots.locked():
+            with waiting("judge sim://", QUEUE_IS_FULL):
+                await asyncio.sleep(ASKED_AGAIN_S)
+        return await self._judge_pair(responses[0], responses[1] if len(responses) == 2 else None, seed, vote)
 
     async def _judge_pair(self, first: str, second: str | None, seed: int, vote: int) -> Verdict:
         drawn = hash_seed("verdict", seed, vote)

@@ -35,7 +35,7 @@ INTERVAL_S = 1.0
 NAMED = 3  # peers of other waits in the same line
 
 IDLE = frozenset({QUEUE_IS_FULL, DOES_NOT_ANSWER, HAS_NO_CONNECTION})  # reasons of who does no work
-WAITERS = ("group ", "held-out ", FLEET)  # peers that wait themselves
+WAITERS = ("group ", "held-out ", "evaluation ", FLEET)  # peers that wait themselves
 # Of the driver's waits those with a deadline of their own that may be longer: starts, files, replicas that are away.
 BOUNDED = frozenset({STARTS, PLACES_LEARNER, REASONS["setup"], LOADS, SAVES, SYNCS, EXPORTS, HAS_TOO_FEW})
 

@@ -29,6 +29,7 @@ class JudgementRequest(BaseModel):
     """Ask for one verdict on one response, or on two against each other.
 
     Requests that are equal, `seed` and `vote` included, are one judgement: while one is in flight the others join it.
+    One of the `background` is let in only while a GenRM server has room and nobody waits; else it is told to come back.
     Example: `{"conversation": [{"role": "user", "content": "..."}], "responses": ["A", "B"], "seed": 7}`.
     """
 
@@ -38,6 +39,7 @@ class JudgementRequest(BaseModel):
     responses: tuple[str, ...] = Field(min_length=1, max_length=2)
     seed: int = Field(default=0, ge=0, lt=2**63)
     vote: int = Field(default=0, ge=0)
+    background: bool = False
 
 
 class Verdict(BaseModel):

@@ -56,6 +56,7 @@ class FakePool:
     def __init__(self) -> None:
         self.num_ready, self.num_waiting, self.lost_calls, self.room = 1, 0, 0, 256
         self.servers = []
+        self.is_full = False
 
 
 class FakeStarted:
@@ -122,6 +123,18 @@ async def test_a_verdict_makes_the_round_trip_unchanged(app, judge):
         missing = await client.judge(CONVERSATION, ("missing",), 9)
         assert missing == Verdict(missing="unreadable", text="???", attempts=3)
     assert judge.asked[0] == (CONVERSATION, ("a 4", "b 2"), 7)
+
+
+async def test_a_call_of_the_background_comes_back_until_no_other_call_waits(app, judge, pool):
+    pool.is_full = True
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=20) as client:
+        in_background = asyncio.create_task(client.judge(CONVERSATION, ("a 4", "b 2"), 7, background=True))
+        assert (await client.judge(CONVERSATION, ("c 5",), 8)).scores == (5,)
+        await asyncio.sleep(0.1)
+        assert [responses for _, responses, _ in judge.asked] == [("c 5",)] and not in_background.done()
+        pool.is_full = False
+        assert (await in_background).scores == (4, 2)
+    assert judge.asked[1] == (CONVERSATION, ("a 4", "b 2"), 7)
 
 
 async def test_a_ring_of_the_client_equals_a_group_of_the_server(app, judge):

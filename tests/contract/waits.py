@@ -27,6 +27,7 @@ import rollout_server.push
 import rollout_server.started
 import trainer.answering
 import trainer.checkpoint
+import trainer.contest
 import trainer.evaluate
 import trainer.ledger_writer
 import trainer.pipeline
@@ -45,13 +46,14 @@ from trainer.answering import Answers, AnswerSettings
 from trainer.batch import Sample
 from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
+from trainer.contest import Contest
 from trainer.evaluate import evaluate_held_out
 from trainer.ledger import LEDGER_FILE, Ledger
 from trainer.ledger_writer import connect
 from trainer.pipeline import Pipeline
 from trainer.prompts import Prompt
 from trainer.ranks import Learner
-from wire.generation import PolicyVersion
+from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import Message
 from wire.membership import Member, Outcome, TransferReport
 
@@ -318,6 +320,36 @@ async def under_way_for_ever() -> AsyncIterator[list[asyncio.Future[Any]]]:
     yield [asyncio.get_running_loop().create_future()]
 
 
+@asynccontextmanager
+async def finishing_an_evaluation() -> AsyncIterator[None]:
+    """A fleet that answers what it is asked at first, and then nothing more."""
+    completion = Completion(0, (5,), (-0.5,), True, (VersionSpan("0.0", 0, 1),))
+    calls = itertools.count()
+
+    @asynccontextmanager
+    async def generate(*_: Any, **__: Any) -> AsyncIterator[list[asyncio.Future[Completion]]]:
+        future = asyncio.get_running_loop().create_future()
+        if not next(calls):
+            future.set_result(completion)
+        yield [future]
+
+    rollouts: Any = SimpleNamespace(generate=generate)
+    contest = Contest(
+        RunSettings(device="cpu", eval_wait_s=LONG_S),
+        [prompt(3)],
+        rollouts,
+        [],
+        decode=str,
+        stop_token_ids=(),
+        version=lambda: PolicyVersion(0, 0),
+        say=print,
+    )
+    async with contest:
+        await contest.meet()
+        async with under_way(contest.finish(7)):
+            yield
+
+
 # --- files
 
 
@@ -383,6 +415,7 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
     ("trainer.pipeline", trainer.pipeline.IN_THE_MAKING): ("group 7", taking_groups),
     ("trainer.evaluate", trainer.evaluate.IN_THE_MAKING): ("held-out 3", held_out),
     ("trainer.answering", trainer.answering.IN_THE_MAKING): ("question 0", benchmark),
+    ("trainer.contest", trainer.contest.IN_THE_MAKING): ("evaluation 7", finishing_an_evaluation),
     ("trainer.checkpoint", trainer.checkpoint.SYNCS): ("disk", syncing_a_checkpoint),
     ("trainer.ledger_writer", trainer.ledger_writer.TAKES_LEDGER): ("disk", writing_the_ledger),
 }  # fmt: skip

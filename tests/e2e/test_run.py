@@ -20,11 +20,11 @@ from tests.e2e.conftest import START_S, Program
 from trainer.supervisor import RUN_ENV
 from wire.token import auth_headers, read_token
 
-SHORT = ("--total_episodes", "256", "--num_eval_prompts", "8", "--save_steps", "2")
+SHORT = ("--total_episodes", "256", "--num_eval_prompts", "8", "--eval_steps", "2", "--save_steps", "2")
 KEYS = {
     *("steps", "episodes", "held_out_score_before", "held_out_score_after", "held_out_truth_before"),
     *("held_out_truth_after", "scores_first", "scores_last", "policy_version", "replica_versions", "seconds"),
-    "versions",
+    *("versions", "evaluation", "evaluations_skipped"),
 }
 TENSORBOARD = {
     *("objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward", "objective/scores"),
@@ -32,6 +32,7 @@ TENSORBOARD = {
     *("val/ratio_var", "val/num_eos_tokens", "lr", "episode", "eps", "sampling/logp_diff_mean"),
     *("sampling/logp_diff_std", "sampling/logp_diff_max", "sampling/ratio_outside_0.9_1.1"),
     *("time/generate", "time/judge", "time/reference", "time/wait", "time/step", "time/publish"),
+    *("eval/win_rate", "eval/score", "eval/length", "eval/missing", "eval/skipped"),
 }
 ROUTELESS = {"/health"}  # open to all: whether a process lives
 
@@ -159,6 +160,16 @@ def test_the_run_ends_by_itself_with_a_whole_summary(run: Observed) -> None:
     assert summary["replica_versions"] == ["0.4", "0.4"]
     assert 1 <= summary["held_out_score_before"] <= 5
     assert 1 <= summary["held_out_truth_after"] <= 5
+
+
+def test_the_final_policy_was_compared_with_the_initial_one_on_every_held_out_prompt(run: Observed) -> None:
+    found = json.loads((run.output_dir / "summary.json").read_text())["evaluation"]
+    assert (found["step"], found["num_prompts"], found["missing"]) == (4, 8, 0)
+    assert found["oldest_version"] == found["newest_version"] == "0.4"
+    assert 0 <= found["win_rate_low"] <= found["win_rate"] <= found["win_rate_high"] <= 1
+    assert 1 <= found["score"] <= 5 and 1 <= found["length"] <= 16
+    initial = [json.loads(line) for line in (run.output_dir / "initial_answers.jsonl").read_text().splitlines()]
+    assert len(initial) == 8 and {answer["newest"] for answer in initial} == {"0.0"}
 
 
 def test_nothing_of_the_run_is_left(run: Observed) -> None:

@@ -130,6 +130,17 @@ async def test_a_server_never_gets_more_than_its_limit_and_those_who_wait_are_se
     assert server.most_in_flight == 2 and server.asked == list(range(9))
 
 
+async def test_a_pool_is_full_when_one_call_more_would_wait():
+    server = FakeServer(work_s=0.1)
+    async with pool_of(server, max_in_flight=2) as pool:
+        assert not pool.is_full
+        calls = [asyncio.create_task(pool.post("/work", {"n": n}, 0, PooledCall())) for n in range(3)]
+        await asyncio.sleep(0.05)
+        assert pool.is_full and pool.num_waiting == 1
+        await asyncio.gather(*calls)
+        assert not pool.is_full
+
+
 async def test_a_call_that_was_cancelled_while_it_waited_or_worked_gives_its_place_back():
     server = FakeServer(work_s=0.05)
     async with pool_of(server, max_in_flight=1) as pool:

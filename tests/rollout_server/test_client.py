@@ -145,6 +145,73 @@ async def test_the_request_says_how_to_draw_and_carries_token_seed_and_salt(repl
     assert drawn["detokenize"] is False
 
 
+async def test_a_prompt_of_the_background_is_drawn_its_own_way_when_no_other_waits(replicas) -> None:
+    go_on, order = asyncio.Event(), []
+
+    async def held(reply: Reply) -> None:
+        order.append(reply.body["sampling_params"]["top_p"])
+        await go_on.wait()
+        await write_all(reply)
+
+    replicas[0].scripts = [held]
+    own = Sampling(max_tokens=4, temperature=0.1, stop_token_ids=(2,), top_p=0.5)
+
+    async def background(rollouts: RolloutClient) -> Completion:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, sampling=own, background=True) as futures:
+            return await futures[0]
+
+    async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 0.5, room=2) as rollouts:
+        first = asyncio.create_task(ask(rollouts))  # it takes all the room
+        while not order:
+            await asyncio.sleep(0.01)
+        low = asyncio.create_task(background(rollouts))
+        await asyncio.sleep(0.05)
+        later = [asyncio.create_task(ask(rollouts)) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        go_on.set()
+        await asyncio.gather(first, *later)
+        assert (await low).token_ids == (10, 2)
+    assert order == [1.0, 1.0, 1.0, 0.5]
+    drawn = replicas[0].bodies[-1]["sampling_params"]
+    assert (drawn["max_tokens"], drawn["temperature"], drawn["top_p"]) == (4, 0.1, 0.5)
+
+
+async def test_waiting_for_room_costs_a_prompt_of_the_background_none_of_its_time(replicas) -> None:
+    async def slowly(reply: Reply) -> None:
+        await asyncio.sleep(0.15)
+        await write_all(reply)
+
+    replicas[0].scripts = [slowly]
+    async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 0.3, room=2) as rollouts:
+
+        async def keep_busy() -> None:
+            for _ in range(4):
+                await ask(rollouts)
+
+        busy = [asyncio.create_task(keep_busy())]
+        await asyncio.sleep(0.05)
+        with_room = rollouts.generate((5,), 1, seed=1000, salt=str, background=True)
+        async with with_room as futures:
+            assert (await futures[0]).token_ids == (10, 2)
+        await asyncio.gather(*busy)
+
+
+async def test_the_background_gives_way_to_a_push_and_is_written_anew(replicas) -> None:
+    begun = asyncio.Event()
+
+    async def hangs(reply: Reply) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    replicas[0].scripts = [hangs, write_all]
+    async with client(replicas[0]) as rollouts:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, background=True) as futures:
+            await begun.wait()
+            rollouts.give_way()
+            assert (await futures[0]).token_ids == (10, 2)
+        assert not rollouts.roster.suspects and len(replicas[0].bodies) == 2
+
+
 async def test_a_completion_is_there_before_the_last_one_exists(replicas) -> None:
     go_on = asyncio.Event()
 

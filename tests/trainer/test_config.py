@@ -142,7 +142,7 @@ AT_LEAST_ONE = (
     "logprob_chunk_tokens", "lora_r", "lora_alpha",
 )  # fmt: skip
 AT_LEAST_ZERO = (
-    "max_lag", "num_eval_prompts", "save_steps", "export_steps", "max_tokens_per_microbatch", "trace_mib",
+    "max_lag", "num_eval_prompts", "eval_steps", "save_steps", "export_steps", "max_tokens_per_microbatch", "trace_mib",
     "picture_steps",
 )  # fmt: skip
 POSITIVE = (

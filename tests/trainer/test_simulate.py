@@ -88,6 +88,18 @@ def test_slots_are_kept_and_a_bottleneck_is_always_in_use() -> None:
     assert more["seconds"] == pytest.approx(summary["seconds"], rel=0.03)
 
 
+@pytest.mark.parametrize(("name", "max_lag"), [("generation-bound", 0), ("judge-bound", 0), ("latency-bound", 1)])
+def test_evaluating_ten_times_as_often_as_by_default_costs_less_than_3_percent(name: str, max_lag: int) -> None:
+    changes, other, _ = LAYOUTS[name]
+    runs = [
+        simulate(settings_of(max_lag=max_lag, eval_steps=every, **changes), replace(RATES, **other), steps=30)
+        for every in (0, 5)
+    ]
+    without, beside = (run["episodes_per_second"] for run in runs)
+    assert beside == pytest.approx(without, rel=0.03)
+    assert runs[0]["evaluations"] == {"finished": 0, "skipped": 0} and runs[1]["evaluations"]["finished"] >= 1
+
+
 def test_a_deadline_that_is_too_short_ends_the_simulation_as_it_would_the_run() -> None:
     with pytest.raises(ServiceError, match="was not answered within 3 s"):
         simulate(settings_of(rollout_timeout_s=3.0), RATES, steps=4)
