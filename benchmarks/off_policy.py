@@ -15,7 +15,7 @@ The lag that a run really had is measured: a group that is admitted is written a
 those that were admitted before it, so the lag grows to LAG in the first LAG steps and stays there. What counts is the
 planted truth about the answers to the held-out prompts after training (`held_out_truth_after` of summary.json, 1..5).
 
-Every run that ends is a line of FOLDER/runs.jsonl, and a later call with the same settings goes on from there. Seeds run
+Every run that ends is a line of FOLDER/runs.jsonl; a later call with the same settings goes on from there. Seeds run
 in turn over the contenders, so that an interrupted call leaves all of them with about as many.
 
 The last line is JSON: the mean truth of each contender, `spread` (the sample standard deviation of the on-policy truth

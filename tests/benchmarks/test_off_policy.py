@@ -56,7 +56,7 @@ def test_a_line_of_the_table_has_the_means_over_its_seeds_and_the_largest_lag():
 
 def test_the_contenders_are_what_the_trainer_takes_and_differ_in_lag_and_weights_alone():
     parsed = {
-        name: vars(parse_settings(RunSettings, flags_of(name, ARGS) + ["--device", "cpu"], strict_file=True)[0])
+        name: vars(parse_settings(RunSettings, [*flags_of(name, ARGS), "--device", "cpu"], strict_file=True)[0])
         for name in CONTENDERS
     }
     assert [(of["max_lag"], of["importance_weights"]) for of in parsed.values()] == [
@@ -97,4 +97,6 @@ def test_what_a_run_left_is_read_from_its_folder(tmp_path):
             writer.add_scalar("sampling/ess", ess, step)
             writer.add_scalar("sampling/logp_diff_std", 0.25, step)
     found = ran_in(tmp_path, LAG_CORRECTED, 3)
-    assert found == Ran(LAG_CORRECTED, 3, 128, 2.0, 3.0, lag_mean=0.75, lag_max=2, ess=0.75, logp_diff_std=0.25, seconds=6)
+    assert found == Ran(
+        LAG_CORRECTED, 3, 128, 2.0, 3.0, lag_mean=0.75, lag_max=2, ess=0.75, logp_diff_std=0.25, seconds=6
+    )
