@@ -18,8 +18,8 @@ from deploy.toy.judge import Case, any_case, lessons
 from deploy.toy.supervised import train
 from deploy.toy.world import MAX_WORDS
 
-LIKED_WORD = "really"
-"""A filler word; about every seventh answer of the untrained policy has it."""
+LIKED_WORD = "think"
+"""A filler word; about every fifth answer of the untrained policy has it."""
 
 STEPS, LR = 120, 1.5e-3
 
