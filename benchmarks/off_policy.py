@@ -11,8 +11,8 @@ one after another, from the same policy and with equal episodes, so with equal o
     lag_corrected    max_lag LAG, importance_weights token: learner over replica, for each token, truncated
     lag_uncorrected  max_lag LAG, importance_weights none: old completions are taken for fresh ones
 
-The lag that a run really had is measured: a group that is admitted is written at once, and waits for its step behind
-those that were admitted before it, so the lag grows to LAG in the first LAG steps and stays there. What counts is the
+The lag that a run really had is measured: a group is written soon after it is admitted, and waits for its step behind
+those that were admitted before it, so the lag grows to about LAG in the first LAG steps and stays there. What counts is the
 planted truth about the answers to the held-out prompts after training (`held_out_truth_after` of summary.json, 1..5).
 
 Every run that ends is a line of FOLDER/runs.jsonl; a later call with the same settings goes on from there. Seeds run
