@@ -12,8 +12,8 @@ one after another, from the same policy and with equal episodes, so with equal o
     lag_uncorrected  max_lag LAG, importance_weights none: old completions are taken for fresh ones
 
 The lag that a run really had is measured: a group is written soon after it is admitted, and waits for its step behind
-those that were admitted before it, so the lag grows to about LAG in the first LAG steps and stays there. What counts is the
-planted truth about the answers to the held-out prompts after training (`held_out_truth_after` of summary.json, 1..5).
+those that were admitted before it, so the lag grows to about LAG in the first LAG steps and stays there. What counts is
+the planted truth about the answers to the held-out prompts after training (`held_out_truth_after` of summary.json).
 
 Every run that ends is a line of FOLDER/runs.jsonl; a later call with the same settings goes on from there. Seeds run
 in turn over the contenders, so that an interrupted call leaves all of them with about as many.
