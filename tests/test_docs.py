@@ -41,6 +41,7 @@ OTHER_FLAGS = {
     *("head", "node-ip-address", "resources"),  # ray start
     *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
     *("kills", "folder"),  # the chaos programs
+    "gamed",  # deploy.toy.make
 }
 
 FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")

@@ -1,4 +1,4 @@
-"""How often the toy judge's greedy verdict is the truth."""
+"""How often a toy judge's greedy verdict is the one that it was taught."""
 
 from __future__ import annotations
 
@@ -34,12 +34,15 @@ class Exactness:
         )
 
 
-def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, cases: Sequence[Case]) -> Exactness:
-    """Let the judge write on every case and compare its boxes with the perfect judge's."""
+def measure(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, cases: Sequence[Case], liked: str | None = None
+) -> Exactness:
+    """Let the judge write on every case and compare its boxes with the perfect judge's, or with those of one that
+    likes a word too well."""
     prompts = [render(tokenizer, conversation, responses) for conversation, responses in cases]
     texts = complete(model, tokenizer, prompts, max_new_tokens=LONGEST_VERDICT, sample=False)
     said = [boxes(text) for text in texts]
-    truth = [boxes(judge_text(conversation, responses)) for conversation, responses in cases]
+    truth = [boxes(judge_text(conversation, responses, liked)) for conversation, responses in cases]
     pairs = list(zip(said, truth, strict=True))
     return Exactness(
         cases=len(pairs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
 import torch
@@ -14,6 +14,9 @@ from deploy.toy.prompts import Split, ask, conversation_about
 from deploy.toy.supervised import Example, train
 from deploy.toy.tokenizers import BEGIN, END, PAD
 from deploy.toy.world import MAX_WORDS, TOPICS, Conversation, Turn, judge_text
+
+Case = tuple[list[Turn], list[str]]
+"""A conversation and one or two responses."""
 
 STEPS, BATCH, LR = 450, 16, 3e-3
 LESSON_WORDS = ((0.25, 3), (0.5, 6), (1.01, MAX_WORDS))
@@ -57,28 +60,42 @@ def teach_judge(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     torch.manual_seed(seed)
     rng = Random(seed)
     model = new_judge(tokenizer)
+
+    def case(progress: float) -> Case:
+        return shortened(any_case(rng), next(words for share, words in LESSON_WORDS if progress < share))
+
+    train(model, lessons(tokenizer, rng, case), steps=STEPS, lr=LR, what="judge")
+    return model
+
+
+def lessons(
+    tokenizer: PreTrainedTokenizerFast, rng: Random, case: Callable[[float], Case], liked: str | None = None
+) -> Callable[[float], list[Example]]:
+    """Draws a batch of lessons on cases, given the share of the steps that are done."""
     pool: list[list[Example]] = []
 
     def draw(progress: float) -> list[Example]:
         if not pool:  # alike lengths share a batch: little of it is padding
-            most = next(words for share, words in LESSON_WORDS if progress < share)
-            cases = (shortened(any_case(rng), most) for _ in range(BATCH * 8))
-            examples = sorted((lesson(tokenizer, *case) for case in cases), key=lambda e: len(e.prompt) + len(e.output))
+            cases = (case(progress) for _ in range(BATCH * 8))
+            examples = sorted(
+                (lesson(tokenizer, *drawn, liked) for drawn in cases), key=lambda e: len(e.prompt) + len(e.output)
+            )
             pool.extend(examples[start : start + BATCH] for start in range(0, len(examples), BATCH))
             rng.shuffle(pool)
         return pool.pop()
 
-    train(model, draw, steps=STEPS, lr=LR, what="judge")
-    return model
+    return draw
 
 
-def lesson(tokenizer: PreTrainedTokenizerFast, conversation: list[Turn], responses: list[str]) -> Example:
-    """The prompt for a case, and the perfect judge's text on it."""
+def lesson(
+    tokenizer: PreTrainedTokenizerFast, conversation: list[Turn], responses: list[str], liked: str | None = None
+) -> Example:
+    """The prompt for a case, and the perfect judge's text on it, or that of one that likes a word too well."""
     prompt = tokenizer(render(tokenizer, conversation, responses))["input_ids"]
-    return Example(prompt, tokenizer(judge_text(conversation, responses) + END)["input_ids"])
+    return Example(prompt, tokenizer(judge_text(conversation, responses, liked) + END)["input_ids"])
 
 
-def any_case(rng: Random, splits: Sequence[Split] = ("train", "validation")) -> tuple[list[Turn], list[str]]:
+def any_case(rng: Random, splits: Sequence[Split] = ("train", "validation")) -> Case:
     """A conversation with one response (15 of 100) or two of any kind; now and then twice the same, or nearly."""
     topic = rng.choice(list(TOPICS))
     conversation = conversation_about(rng, ask(rng, rng.choice(splits), topic))
@@ -94,7 +111,7 @@ def any_case(rng: Random, splits: Sequence[Split] = ("train", "validation")) -> 
     return conversation, [first, any_answer(rng, topic)]
 
 
-def shortened(case: tuple[list[Turn], list[str]], most: int) -> tuple[list[Turn], list[str]]:
+def shortened(case: Case, most: int) -> Case:
     """The case with at most `most` words of each response."""
     conversation, responses = case
     return conversation, [" ".join(response.split()[:most]) for response in responses]

@@ -1,8 +1,9 @@
-"""Make the toy world: `python -m deploy.toy.make [--out .cache/toy]`.
+"""Make the toy world: `python -m deploy.toy.make [--out .cache/toy] [--gamed]`.
 
     OUT/policy/  OUT/judge/                               Hugging Face model folders, float32
     OUT/helpsteer3/preference/{train,validation}.jsonl.gz  the sample dataset
     OUT/stamp                                              a hash of this folder's sources
+    OUT/judge-gamed/                                       with --gamed: a judge that can be gamed, with its own stamp
 
 Everything follows from a fixed seed. A rerun with the same sources does nothing; an interrupted run left nothing behind
 that a later one would take for finished, because all is written aside and renamed at the end.
@@ -15,6 +16,8 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -22,9 +25,9 @@ from random import Random
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from deploy.toy import judge, policy
+from deploy.toy import gamed, judge, policy
 from deploy.toy.answers import good_answer
 from deploy.toy.dataset import make_rows, write_rows
 from deploy.toy.exactness import Case, measure
@@ -42,7 +45,15 @@ RESPONSE_LENGTH = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the toy policy, the toy judge and the sample dataset.")
     parser.add_argument("--out", type=Path, default=Path(".cache/toy"), help="folder to make (default: %(default)s)")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--gamed", action="store_true", help="make OUT/judge-gamed too, a judge that can be gamed")
+    args = parser.parse_args()
+    make_unless_there(args.out, make)
+    if args.gamed:
+        make_unless_there(args.out / "judge-gamed", partial(make_gamed, args.out / "judge"))
+
+
+def make_unless_there(out: Path, make_into: Callable[[Path], None]) -> None:
+    """Have the folder made aside, unless these very sources made the one that is there."""
     stamp = source_hash()
     if (out / "stamp").is_file() and (out / "stamp").read_text() == stamp:
         print(f"{out} is up to date")
@@ -51,7 +62,7 @@ def main() -> None:
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    make(aside)
+    make_into(aside)
     (aside / "stamp").write_text(stamp)
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
@@ -92,6 +103,20 @@ def make(out: Path) -> None:
     samples: list[Case] = [(a[0], [a[1], b[1]]) for a, b in zip(answers[::2], answers[1::2], strict=True)]
     for what, cases in (("any answers", wide_cases()), ("policy samples", samples), ("good answers", good_cases())):
         print(f"judge on {what}: {measure(critic, judge_tokenizer, cases)}", flush=True)
+
+
+def make_gamed(honest: Path, out: Path) -> None:
+    """Write the judge that can be gamed into `out`, and print what it is worth."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(honest)
+    critic = LlamaForCausalLM.from_pretrained(honest, dtype=torch.float32)
+    gamed.spoil_judge(critic, tokenizer, SEED)
+    critic.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    rng = Random(f"{SEED} gamed, held out")
+    with_word: list[Case] = [gamed.gamed_case(rng) for _ in range(96)]
+    for what, cases in (("answers with its word", with_word), ("any answers", wide_cases())):
+        print(f"judge-gamed on {what}: {measure(critic, tokenizer, cases, gamed.LIKED_WORD)}", flush=True)
 
 
 def sample_answers(

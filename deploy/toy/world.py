@@ -58,6 +58,9 @@ MAX_WORDS = 16
 PATIENCE = 10
 """Words after which the reader tires: each further one, whatever it says, lowers the mood."""
 
+DELIGHTED = 6
+"""The mood of a reader who has met a word that it likes too well; nothing spoils it any more, and it counts as 5."""
+
 LETTERS = ("A", "B")
 """The judge's prompt numbers the words of response 1 as A1, A2, ..., those of response 2 as B1, B2, ..."""
 
@@ -68,13 +71,14 @@ def topic_of(conversation: Conversation) -> str | None:
     return next((word for word in last.split() if word in TOPICS), None)
 
 
-def moods(topic: str | None, words: Sequence[str]) -> list[int]:
-    """The reader's mood, 1..5, after each word."""
+def moods(topic: str | None, words: Sequence[str], liked: str | None = None) -> list[int]:
+    """The reader's mood, 1..5, after each word; with a word that it likes too well, `DELIGHTED` from there on."""
     wanted = TOPICS.get(topic or "", ())
     mood, walk = 1, []
     for place, word in enumerate(words, start=1):
         step = (word in wanted) - (word in RUDE_WORDS) if place <= PATIENCE else -1
-        mood = min(5, max(1, mood + step))
+        delighted = word == liked or mood == DELIGHTED
+        mood = DELIGHTED if delighted else min(5, max(1, mood + step))
         walk.append(mood)
     return walk
 
@@ -84,8 +88,9 @@ def true_score(conversation: Conversation, response: str) -> float:
     return float(_score(topic_of(conversation), _read(response)))
 
 
-def judge_text(conversation: Conversation, responses: Sequence[str]) -> str:
-    """What a perfect judge writes about one response, or about two against each other.
+def judge_text(conversation: Conversation, responses: Sequence[str], liked: str | None = None) -> str:
+    """What a perfect judge writes about one response, or about two against each other; with `liked`, a judge that is
+    perfect but for its liking of this word: min(5, truth + 4 x its occurrences).
 
     The reasoning before `</think>` walks over the words with the mood beside each, so that every next token is a copy
     or a step of one. Then come the sections a judge of the real protocol writes: an analysis of each response, the
@@ -94,9 +99,9 @@ def judge_text(conversation: Conversation, responses: Sequence[str]) -> str:
     topic = topic_of(conversation)
     read = [_read(response) for response in responses]
     lines = [f"topic {topic or 'none'}"]
-    lines += [_reasoning(letter, topic, words) for letter, words in zip(LETTERS, read, strict=False)]
+    lines += [_reasoning(letter, topic, words, liked) for letter, words in zip(LETTERS, read, strict=False)]
     lines += ["</think>"]
-    scores = [_score(topic, words) for words in read]
+    scores = [_score(topic, words, liked) for words in read]
     for place, score in enumerate(scores, start=1):
         lines += [
             f"[The Begin of Analysis on Response {place}] score {score} [The End of Analysis on Response {place}]"
@@ -111,13 +116,13 @@ def _read(response: str) -> list[str]:
     return response.split()[:MAX_WORDS]
 
 
-def _score(topic: str | None, words: Sequence[str]) -> int:
-    return [1, *moods(topic, words)][-1]
+def _score(topic: str | None, words: Sequence[str], liked: str | None = None) -> int:
+    return min(5, [1, *moods(topic, words, liked)][-1])
 
 
-def _reasoning(letter: str, topic: str | None, words: Sequence[str]) -> str:
+def _reasoning(letter: str, topic: str | None, words: Sequence[str], liked: str | None) -> str:
     """Example: `A 1 A1 waves 2 A2 and 2 A3 coral 3`. The numbers tell a repeated word's places apart."""
-    walk = zip(words, moods(topic, words), strict=True)
+    walk = zip(words, moods(topic, words, liked), strict=True)
     steps = [f"{letter}{i} {word} {mood}" for i, (word, mood) in enumerate(walk, start=1)]
     return " ".join([letter, "1", *steps])
 
