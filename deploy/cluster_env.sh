@@ -17,3 +17,5 @@ export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=500
 export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
 export AUTOSCALER_UPDATE_INTERVAL_S=1
 unset _root
+
+ulimit -n 65536 2> /dev/null || true  # Ray and vLLM hold many sockets; a host may allow fewer
