@@ -40,7 +40,8 @@ def check_environment(settings: RunSettings) -> list[str]:
         read_conversations(Path(settings.eval_file))
     for url in [*settings.rollout_urls, *filter(None, [settings.reward_url, settings.second_reward_url])]:
         check_url(url)
-    if settings.device == "cuda" and not Path("/dev/nvidiactl").exists():
+    # In a cluster the driver may stand on a host without GPUs: Ray finds them for what it places.
+    if settings.device == "cuda" and not settings.ray_address and not Path("/dev/nvidiactl").exists():
         message = "device 'cuda': this host shows no NVIDIA GPU; use device cpu, or start on a GPU host"
         if not settings.dry_run:
             raise ConfigError(message)
