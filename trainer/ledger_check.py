@@ -16,8 +16,8 @@ import json
 import sqlite3
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,12 +81,28 @@ def read_history(path: Path) -> History:
     Raises:
         sqlite3.Error: it is not there, or it is no ledger.
     """
+    with reading(path) as database:
+        return history_in(database)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The ledger at `path`, open to be read: all that is read in the context is of one moment.
+
+    Raises:
+        sqlite3.Error: it is not there, or it is no ledger.
+    """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
         database.execute("BEGIN")
-        begun = database.execute("SELECT lineage, parent, step FROM lineages").fetchall()
-        steps = database.execute("SELECT lineage, step FROM steps ORDER BY rowid").fetchall()
-        trained = database.execute("SELECT lineage, step, place, occurrence, numbers FROM trained").fetchall()
-        dropped = database.execute("SELECT lineage, step, occurrence FROM dropped").fetchall()
+        yield database
+
+
+def history_in(database: sqlite3.Connection) -> History:
+    """The history in an open ledger."""
+    begun = database.execute("SELECT lineage, parent, step FROM lineages").fetchall()
+    steps = database.execute("SELECT lineage, step FROM steps ORDER BY rowid").fetchall()
+    trained = database.execute("SELECT lineage, step, place, occurrence, numbers FROM trained").fetchall()
+    dropped = database.execute("SELECT lineage, step, occurrence FROM dropped").fetchall()
     return History(
         {lineage: Fork(parent, step) for lineage, parent, step in begun if parent is not None},
         [row[0] for row in begun],
@@ -110,7 +126,13 @@ def problems(path: Path, max_lag: int, lookahead: int = 0) -> list[str]:
     history = read_history(path)
     if not history.lineages:
         return ["no lineage was ever begun"]
-    surviving = Surviving.of(history)
+    return history_problems(history, Surviving.of(history), lambda _: max_lag, lookahead)
+
+
+def history_problems(
+    history: History, surviving: Surviving, max_lag: Callable[[PolicyVersion], int], lookahead: int
+) -> list[str]:
+    """`problems` of a history that was read; `max_lag` is that of the life that made the version."""
     return [
         *_wrong_forks(history),
         *_wrong_steps(surviving),
@@ -176,7 +198,9 @@ def _wrong_places(surviving: Surviving, lookahead: int) -> Iterator[str]:
             yield f"prompt {place} was overtaken by {num_later} later ones, with a lookahead of {lookahead}"
 
 
-def _wrong_versions(surviving: Surviving, forks: Mapping[int, Fork], max_lag: int) -> Iterator[str]:
+def _wrong_versions(
+    surviving: Surviving, forks: Mapping[int, Fork], max_lag: Callable[[PolicyVersion], int]
+) -> Iterator[str]:
     for group in surviving.trained:
         trained_by = group.version
         name = f"prompt {group.occurrence}, trained on in step {trained_by.label}"
@@ -188,8 +212,9 @@ def _wrong_versions(surviving: Surviving, forks: Mapping[int, Fork], max_lag: in
             continue
         ancestors = Lineage(trained_by.lineage, forks)
         lag = trained_by.step - 1 - written_by[0].step
-        if lag > max_lag:
-            yield f"{name}, was written by {written_by[0].label}: a lag of {lag}, where max_lag is {max_lag}"
+        bound = max_lag(trained_by)
+        if lag > bound:
+            yield f"{name}, was written by {written_by[0].label}: a lag of {lag}, where max_lag is {bound}"
         for version in dict.fromkeys(written_by):
             if version.step >= trained_by.step or not ancestors.holds(version):
                 yield f"{name}, was written by {version.label}, which is no ancestor"
