@@ -84,6 +84,10 @@ JUDGED_UNDER = (
 )  # fmt: skip
 # The facts that name the first place of the stream whose completions, or verdicts, no prune and no change took away.
 KEPT_FROM = {table: f"{table}_from" for table in ("completions", "verdicts")}
+KEEP_FROM = """
+INSERT INTO facts VALUES (?, ?)
+ON CONFLICT (name) DO UPDATE SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))
+"""
 _Made = tuple[str, list[tuple[Any, ...]]]  # a step's numbers, and (place, occurrence, numbers) of its groups
 LASTING = frozenset({None, "unreadable", "too_long"})  # whether and why it is missing: no loss to time or to a server
 
@@ -291,7 +295,7 @@ class Ledger:
         assert self._writer is not None
         await self._writer.write(
             *((f"DELETE FROM {table} WHERE occurrence < ?", (next_prompt,)) for table in KEPT_FROM),
-            *(("INSERT OR REPLACE INTO facts VALUES (?, ?)", (fact, str(next_prompt))) for fact in KEPT_FROM.values()),
+            *((KEEP_FROM, (fact, str(next_prompt))) for fact in KEPT_FROM.values()),
         )
 
     def metrics(self) -> dict[str, float]:
@@ -330,7 +334,7 @@ def _forget_another_run(database: sqlite3.Connection, settings: RunSettings, say
         if changed:
             database.execute(f"DELETE FROM {table}")
             kept_from = database.execute("SELECT max(occurrence) + 1 FROM trained").fetchone()[0] or 0
-            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (KEPT_FROM[table], str(kept_from)))
+            database.execute(KEEP_FROM, (KEPT_FROM[table], str(kept_from)))
             say(f"ledger: earlier {table} are not used, for other than then is {', '.join(changed)}")
         database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (table, json.dumps(now)))
 

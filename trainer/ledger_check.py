@@ -15,6 +15,7 @@ import argparse
 import json
 import sqlite3
 import sys
+from bisect import bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -184,18 +185,27 @@ def _wrong_places(surviving: Surviving, lookahead: int) -> Iterator[str]:
         used[group.occurrence].append(f"trained on in step {group.version.label}")
     for version, occurrence in surviving.dropped:
         used[occurrence].append(f"dropped for step {version.label}")
-    trained = [group.occurrence for group in surviving.trained]
+    overtaken = _overtaken([group.occurrence for group in surviving.trained])
     for place in range(max(used, default=-1) + 1):
         uses = used.get(place, [])
         if len(uses) > 1:
             yield f"prompt {place} was {' and '.join(uses)}"
         # One that is not used at the end may still be waited for, as long as it was not overtaken too often.
-        before = trained[: trained.index(place)] if place in trained else trained
-        num_later = sum(other > place for other in before)
+        num_later = overtaken(place)
         if not uses and (num_later > lookahead or not lookahead):
             yield f"prompt {place} was skipped"
-        elif place in trained and num_later > lookahead:
+        elif uses[:1] and "trained" in uses[0] and num_later > lookahead:
             yield f"prompt {place} was overtaken by {num_later} later ones, with a lookahead of {lookahead}"
+
+
+def _overtaken(trained: Sequence[int]) -> Callable[[int], int]:
+    """For a place: how many later ones were trained on before it, or at all if it was not."""
+    before: dict[int, int] = {}
+    ordered: list[int] = []
+    for place in trained:
+        before.setdefault(place, len(ordered) - bisect_right(ordered, place))
+        insort(ordered, place)
+    return lambda place: before[place] if place in before else len(ordered) - bisect_right(ordered, place)
 
 
 def _wrong_versions(
