@@ -19,6 +19,7 @@ from trainer.audit_group import group_lines
 from trainer.audit_marks import altered_completions, altered_numbers, altered_steps, altered_verdicts
 from trainer.audit_sums import wrong_rewards, wrong_scores
 from trainer.ledger_check import history_problems
+from trainer.material import training_material
 from trainer.record import Record, RecordedGroup, recorded
 from trainer.replay import replay_lines
 from wire.generation import PolicyVersion
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with recorded(arguments.run) as record:
         if arguments.group is not None:
-            print("\n".join(group_lines(record, arguments.group)))
+            print("\n".join(group_lines(record, arguments.group, training_material)))
             return 0
         if arguments.step is not None:
             lines, agrees = replay_lines(record, arguments.run, arguments.step, arguments.tolerance)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from trainer.audit_marks import pair_name
-from trainer.material import Material, load_material
+from trainer.config import RunSettings
+from trainer.material import Material
 from trainer.prompts import PromptStream
 from trainer.record import KeptCompletion, Record, RecordedGroup
 from wire.errors import ConfigError
@@ -18,11 +18,16 @@ from wire.judgement import Verdict
 WIDTH = 116
 
 
-def group_lines(record: Record, occurrence: int) -> list[str]:
+def group_lines(record: Record, occurrence: int, load: Callable[[RunSettings], Material]) -> list[str]:
     """The group at this place of the prompt stream; of one that is not trained on (yet), what is known.
 
+    Args:
+        record: the run's.
+        occurrence: the place.
+        load: the prompts and the tokenizer of a run with these settings.
+
     Raises:
-        ConfigError: the ledger knows nothing of it.
+        ConfigError: the ledger knows nothing of it; or whatever `load` raises.
     """
     groups = [group for group in record.groups if group.occurrence == occurrence]
     completions, verdicts = record.completions(occurrence), record.verdicts(occurrence)
@@ -31,7 +36,7 @@ def group_lines(record: Record, occurrence: int) -> list[str]:
         last = max((group.occurrence for group in record.groups), default=-1)
         raise ConfigError(f"group {occurrence}: the ledger knows nothing of it; the last that was trained on is {last}")
     settings = record.lives[-1].settings
-    material = load_material(replace(settings, num_eval_prompts=0, judge_check=False, truth_function=None), _silent)
+    material = load(settings)
     stream = PromptStream(material.prompts, settings.seed)
     stream.seek(occurrence)
     lines = [f"group {occurrence}"]
@@ -46,10 +51,6 @@ def group_lines(record: Record, occurrence: int) -> list[str]:
     for k in range(num):
         lines += ["", *_completion(k, completions.get(k), numbers, material)]
     return [*lines, "", *(_judged(numbers, verdicts) if numbers else _loose(verdicts))]
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _indented(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reward_server.preferences import PreferencePair
@@ -59,6 +59,15 @@ def load_material(settings: RunSettings, say: Callable[[str], None]) -> Material
         truth=load_truth(settings.truth_function),
         pairs=pairs_to_check_judge(settings),
     )
+
+
+def training_material(settings: RunSettings) -> Material:
+    """What was trained on and the tokenizer alone, for whoever looks at a run afterwards.
+
+    Raises:
+        ConfigError: as `load_material` does.
+    """
+    return load_material(replace(settings, num_eval_prompts=0, judge_check=False, truth_function=None), lambda _: None)
 
 
 def load_tokenizer(settings: RunSettings) -> Any:

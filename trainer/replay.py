@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from trainer.checkpoint import NAME
 from trainer.collect import Logprobs
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
-from trainer.material import load_material
+from trainer.material import training_material
 from trainer.prompts import Prompt, PromptStream
 from trainer.record import Record, RecordedGroup
 from trainer.stats import StepStats
@@ -128,7 +128,7 @@ def replay_lines(record: Record, folder: Path, step: int, tolerance: float) -> t
     settings = record.settings_of(versions[-1])
     if settings is None:
         raise ConfigError(f"the ledger does not have the settings under which step {step} was made")
-    prompts = _prompts(settings)
+    prompts = training_material(settings).prompts
     kept = {version: _kept_groups(record, version, prompts) for version in versions}
     path = checkpoints.get(start)
     origin = f"from {path}" if path else "from the untrained policy"
@@ -166,12 +166,6 @@ def _ranges(steps: Sequence[int]) -> str:
             runs.append([step])
     words = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
     return f"step{'s' if len(steps) > 1 else ''} {words}" if words else ""
-
-
-def _prompts(settings: RunSettings) -> list[Prompt]:
-    """One epoch of the run's prompts."""
-    quiet = replace(settings, num_eval_prompts=0, judge_check=False, truth_function=None)
-    return load_material(quiet, lambda _: None).prompts
 
 
 def _kept_groups(record: Record, version: PolicyVersion, prompts: Sequence[Prompt]) -> list[KeptGroup]:
