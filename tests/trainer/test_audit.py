@@ -99,7 +99,8 @@ def assembled(
     )
     scores, rewards = assemble_rewards(verdict.scores, [c.finished for c in completions], kl, terms, settings)
     prompt = Prompt(occurrence, ({"role": "user", "content": "?"},), (5,))
-    return Group(prompt, completions, texts, verdict, scores, rewards, kl, [1.0] * K, terms, {})
+    scored_by = PolicyVersion.parse(completions[0].versions[0].version)
+    return Group(prompt, completions, texts, verdict, scores, rewards, kl, [1.0] * K, terms, {}, scored_by=scored_by)
 
 
 async def life(settings: RunSettings, *steps: Sequence[int], restored: Any = None, prune: int = 0) -> None:
@@ -284,7 +285,7 @@ def test_an_altered_number_of_the_learner_is_named(run: Path, field: str) -> Non
 def test_a_row_replaced_with_all_its_marks_shows_in_the_chain(run: Path) -> None:
     """The whole step is replaced by what is right in itself: the next step says that it was another."""
     numbers = numbers_of(run, 3)
-    numbers["scored_by"] = "0.0"
+    numbers["scored_by"] = None
     numbers["marks"] |= number_marks(numbers)
     text = json.dumps(numbers)
     change = ("UPDATE trained SET numbers = ? WHERE occurrence = 3", (text,))
