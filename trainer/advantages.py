@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from trainer.config import RunSettings
 from trainer.group import Group
-from trainer.rloo import leave_one_out, normalise
+from trainer.rloo import assemble_reward, leave_one_out, normalise
 from wire.generation import Completion
 
 Row = Sequence[float | None]  # of one group, an entry a completion
@@ -27,6 +27,38 @@ Row = Sequence[float | None]  # of one group, an entry a completion
 def takes_part(completion: Completion, score: float | None, settings: RunSettings) -> bool:
     """Whether a completion is trained on and counts in the baseline of the others."""
     return score is not None and (completion.finished or not settings.mask_truncated_completions)
+
+
+def assemble_rewards(
+    judged_K: Row, finished_K: Sequence[bool], kl_K: Sequence[float], length_terms_K: Sequence[float],
+    settings: RunSettings,
+) -> tuple[list[float | None], list[float | None]]:  # fmt: skip
+    """(scores after the penalty, rewards) of a group, before the step shapes them; None where the judge's is missing.
+
+    Args:
+        judged_K: the judge's scores.
+        finished_K: whether the completion ended by itself.
+        kl_K: summed over its tokens, in nats.
+        length_terms_K: points added for its length.
+        settings: the run's.
+    """
+    scores_K: list[float | None] = []
+    rewards_K: list[float | None] = []
+    for score, finished, kl, term in zip(judged_K, finished_K, kl_K, length_terms_K, strict=True):
+        if score is None:
+            scores_K.append(None)
+            rewards_K.append(None)
+            continue
+        penalised, reward = assemble_reward(
+            score,
+            finished=finished,
+            kl=kl,
+            kl_coef=settings.kl_coef,
+            missing_eos_penalty=settings.missing_eos_penalty,
+        )
+        scores_K.append(penalised)
+        rewards_K.append(reward + term)
+    return scores_K, rewards_K
 
 
 def step_advantages(groups: Sequence[Group], settings: RunSettings) -> list[Group]:

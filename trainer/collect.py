@@ -12,15 +12,14 @@ from functools import partial
 from typing import Protocol
 
 from reward_server.client import VerdictMemory
-from trainer.advantages import takes_part
+from trainer.advantages import assemble_rewards, takes_part
 from trainer.batch import Sample
 from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.ledger import GroupMemory
 from trainer.numerics import measure_gap
 from trainer.prompts import Prompt, hash_seed
-from trainer.rloo import assemble_reward
-from trainer.shaping import length_terms
+from trainer.shaping import characters_of, group_length_terms
 from trainer.verdicts import VerdictRecord
 from wire.errors import PromptDropped, ServiceError
 from wire.generation import Completion, PolicyVersion
@@ -221,23 +220,9 @@ class Collector:
         settings = self._settings
         kl_K = [sum(own) - sum(reference) for own, reference in logprobs]
         length_terms_K = self._length_terms(judged)
-        scores_K: list[float | None] = []
-        rewards_K: list[float | None] = []
-        rows = zip(judged.completions, judged.verdict.scores, kl_K, length_terms_K, strict=True)
-        for completion, score, kl, length_term in rows:
-            if score is None:
-                scores_K.append(None)
-                rewards_K.append(None)
-                continue
-            penalised, reward = assemble_reward(
-                score,
-                finished=completion.finished,
-                kl=kl,
-                kl_coef=settings.kl_coef,
-                missing_eos_penalty=settings.missing_eos_penalty,
-            )
-            scores_K.append(penalised)
-            rewards_K.append(reward + length_term)
+        scores_K, rewards_K = assemble_rewards(
+            judged.verdict.scores, [c.finished for c in judged.completions], kl_K, length_terms_K, settings
+        )
         return Group(
             prompt=prompt,
             completions=judged.completions,
@@ -250,18 +235,16 @@ class Collector:
             length_terms_K=length_terms_K,
             seconds=judged.seconds,
             gap=measure_gap(judged.completions, [own for own, _ in logprobs], held),
+            scored_by=held,
         )
 
     def _length_terms(self, judged: Judged) -> list[float]:
-        settings, verdict = self._settings, judged.verdict
-        overlong = (settings.response_length, settings.overlong_cache, settings.overlong_weight)
-        return length_terms(
-            judged.texts,
+        verdict = judged.verdict
+        return group_length_terms(
+            [characters_of(text) for text in judged.texts],
             [len(completion.token_ids) for completion in judged.completions],
             [score is not None and k not in verdict.unjudged for k, score in enumerate(verdict.scores)],
-            answer_weight=settings.answer_length_weight,
-            thought_weight=settings.thought_length_weight,
-            overlong=overlong if settings.overlong_weight else None,
+            self._settings,
         )
 
 

@@ -21,8 +21,9 @@ class Group:
     learner's own log-probs). `scores_K` (after the missing-EOS penalty) and `rewards_K` are None where the judge's
     score is missing. `length_terms_K` are points that the length added to the reward. `seconds` is the wall time of
     each stage: generate, judge (from the last completion on), reference. `gap`: learner's minus replica's log-prob
-    (nats) of the tokens that were written by the very weights the learner held when it measured them. `advantages_K` is
-    given when the step is put together (`trainer.advantages`); None: not trained on.
+    (nats) of the tokens that were written by the very weights the learner held when it measured them; these weights
+    are `scored_by`, None where a step began meanwhile. `advantages_K` is given when the step is put together
+    (`trainer.advantages`); None: not trained on.
     """
 
     prompt: Prompt
@@ -37,6 +38,7 @@ class Group:
     seconds: Mapping[str, float]
     gap: Moments = field(default_factory=Moments)
     advantages_K: Sequence[float | None] = ()
+    scored_by: PolicyVersion | None = None
 
     @property
     def plain_advantages_K(self) -> list[float | None]:

@@ -6,10 +6,14 @@
     dropped       which were passed over, and why                                  for ever
     steps         every version that was made, and the learner's numbers           for ever
     lineages      where each branched off                                          for ever
+    lives         where each life of the run went on, and with which settings      for ever
 
 Whatever died, what was paid for is there at the next start: completions of weights that are ancestors of those that are
 trained now are used as long as the bound on lag allows, and verdicts whatever the weights, for a verdict is on texts.
 Groups come in the order of the prompt stream, so a resumed run makes the same steps of the same prompts.
+
+What was trained carries digests of all that it follows from (`trainer/provenance.py`), and `python -m trainer.audit`
+holds the one against the other.
 
 A version is written down before it is pushed. So at a resume it is known whether weights beyond the checkpoint may have
 written something, and only then does the run begin a new lineage: see `Ledger.open`.
@@ -23,7 +27,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -34,6 +38,17 @@ from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.ledger_writer import LedgerWriter, Statement, connect
 from trainer.lineage import Fork, Lineage
+from trainer.provenance import (
+    STEP_NUMBERS,
+    completion_marks,
+    number_marks,
+    packed,
+    said,
+    step_digest,
+    step_marks,
+    verdict_marks,
+)
+from trainer.shaping import characters_of
 from trainer.stats import StepStats
 from wire.errors import ConfigError, ServiceError
 from wire.generation import Completion, PolicyVersion, VersionSpan
@@ -43,6 +58,7 @@ LEDGER_FILE = "ledger.sqlite"
 TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS lineages (lineage INTEGER PRIMARY KEY, parent INTEGER, step INTEGER);
+CREATE TABLE IF NOT EXISTS lives (lineage INTEGER, step INTEGER, settings TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS steps (
     lineage INTEGER, step INTEGER, stats TEXT NOT NULL, PRIMARY KEY (lineage, step));
 CREATE TABLE IF NOT EXISTS trained (
@@ -66,6 +82,12 @@ JUDGED_UNDER = (
     *WRITTEN_UNDER, "judge_model_name_or_path", "judge_dialect", "judge_principle", "judge_max_tokens",
     "judge_max_model_len", "judge_retries", "judge_temperature",
 )  # fmt: skip
+# The facts that name the first place of the stream whose completions, or verdicts, no prune and no change took away.
+KEPT_FROM = {table: f"{table}_from" for table in ("completions", "verdicts")}
+KEEP_FROM = """
+INSERT INTO facts VALUES (?, ?)
+ON CONFLICT (name) DO UPDATE SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))
+"""
 _Made = tuple[str, list[tuple[Any, ...]]]  # a step's numbers, and (place, occurrence, numbers) of its groups
 LASTING = frozenset({None, "unreadable", "too_long"})  # whether and why it is missing: no loss to time or to a server
 
@@ -132,8 +154,10 @@ class Ledger:
         lineage: Lineage,
         remembered: dict[int, Remembered],
         made: dict[int, _Made],
+        digest: str = "",
     ) -> None:
         self._path, self._remembered, self._made = folder / LEDGER_FILE, remembered, made
+        self._digest = digest  # of the last step
         self.version, self.lineage = version, lineage
         self.counts: Counter[str] = Counter()
         self._writer: LedgerWriter | None = None
@@ -177,9 +201,11 @@ class Ledger:
                 lineage = Lineage(version.lineage, _forks(database))
                 remembered = _remembered(database, restored.next_prompt if restored else 0)
                 made = _made_after(database, version)
+                digest = _digest_of(database, lineage, version.step)
+                _note_life(database, version, settings)
         except sqlite3.Error as error:
             raise ConfigError(f"{path} is no ledger of this program ({error}); move it away") from error
-        ledger = cls(folder, version, lineage, remembered, made)
+        ledger = cls(folder, version, lineage, remembered, made, digest)
         if remembered:
             num, verdicts = (sum(len(getattr(r, n)) for r in remembered.values()) for n in ("completions", "verdicts"))
             say(f"ledger: {num} completions and {verdicts} verdicts of {len(remembered)} groups are there already")
@@ -205,13 +231,14 @@ class Ledger:
 
     def note_completion(self, occurrence: int, completion: Completion) -> None:
         """Keep what a replica wrote."""
+        token_ids, logprobs, versions = packed(completion)
         values = (
             occurrence,
             completion.index,
-            array("i", completion.token_ids).tobytes(),
-            array("d", completion.logprobs).tobytes(),
+            token_ids,
+            logprobs,
             completion.finished,
-            msgspec.json.encode(completion.versions).decode(),
+            versions.decode(),
             completion.replica,
         )
         self._note(("INSERT OR REPLACE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?)", values))
@@ -249,11 +276,10 @@ class Ledger:
         """
         assert self._writer is not None
         key = (version.lineage, version.step)
-        outcome = json.dumps(
-            {"loss": stats.loss, "grad_norm": stats.grad_norm, "learning_rate": stats.learning_rate,
-             "num_tokens": stats.num_tokens}
-        )  # fmt: skip
         rows = [(*key, place, group.prompt.occurrence, _numbers(group)) for place, group in enumerate(groups)]
+        learned: dict[str, Any] = {name: getattr(stats, name) for name in STEP_NUMBERS}
+        self._digest = step_digest(self._digest, version.label, learned, [row[3:] for row in rows])
+        outcome = json.dumps(learned | {"marks": step_marks(learned), "digest": self._digest})
         before = self._made.pop(version.step, None)
         if before is not None:
             _check_replay(version, before, (outcome, [row[2:] for row in rows]))
@@ -268,8 +294,8 @@ class Ledger:
         """Forget completions and verdicts of groups before `next_prompt`: no checkpoint goes back to them."""
         assert self._writer is not None
         await self._writer.write(
-            ("DELETE FROM completions WHERE occurrence < ?", (next_prompt,)),
-            ("DELETE FROM verdicts WHERE occurrence < ?", (next_prompt,)),
+            *((f"DELETE FROM {table} WHERE occurrence < ?", (next_prompt,)) for table in KEPT_FROM),
+            *((KEEP_FROM, (fact, str(next_prompt))) for fact in KEPT_FROM.values()),
         )
 
     def metrics(self) -> dict[str, float]:
@@ -307,6 +333,8 @@ def _forget_another_run(database: sqlite3.Connection, settings: RunSettings, say
         changed = [name for name in names if before.get(name) != now[name]]
         if changed:
             database.execute(f"DELETE FROM {table}")
+            kept_from = database.execute("SELECT max(occurrence) + 1 FROM trained").fetchone()[0] or 0
+            database.execute(KEEP_FROM, (KEPT_FROM[table], str(kept_from)))
             say(f"ledger: earlier {table} are not used, for other than then is {', '.join(changed)}")
         database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (table, json.dumps(now)))
 
@@ -338,6 +366,19 @@ def _made_after(database: sqlite3.Connection, version: PolicyVersion) -> dict[in
     return made
 
 
+def _digest_of(database: sqlite3.Connection, lineage: Lineage, step: int) -> str:
+    """The digest of the step that the lineage goes on from; empty where none is known."""
+    for number, stats in database.execute("SELECT lineage, stats FROM steps WHERE step = ?", (step,)).fetchall():
+        if lineage.holds(PolicyVersion(number, step)):
+            return str(json.loads(stats).get("digest", ""))
+    return ""
+
+
+def _note_life(database: sqlite3.Connection, version: PolicyVersion, settings: RunSettings) -> None:
+    values = (version.lineage, version.step, json.dumps(asdict(settings)))
+    database.execute("INSERT INTO lives VALUES (?, ?, ?)", values)
+
+
 def _check_replay(version: PolicyVersion, before: _Made, now: _Made) -> None:
     for then, again in zip(before, now, strict=True):
         if then != again:
@@ -357,19 +398,27 @@ def completion_of(row: Sequence[Any]) -> Completion:
 
 
 def _numbers(group: Group) -> str:
-    """What made the group's advantages, for whoever checks them later."""
-    return json.dumps(
-        {
-            "verdict_scores": group.verdict.scores,
-            "scores": group.scores_K,
-            "rewards": group.rewards_K,
-            "kl": group.kl_K,
-            "length_terms": group.length_terms_K,
-            "advantages": group.advantages_K,
-            "oldest": group.oldest_version.label,
-            "versions": [version.label for version in sorted(group.versions)],
-            "pairs": [[placed.first, placed.second, placed.vote] for placed in group.verdict.verdicts],
-            "unjudged": group.verdict.unjudged,
-            "same_as": group.verdict.same_as,
-        }
-    )
+    """What made the group's advantages, and the marks of all of it, for whoever checks them later."""
+    placed = group.verdict.verdicts
+    characters = [characters_of(text) for text in group.texts]
+    numbers = {
+        "verdict_scores": group.verdict.scores,
+        "scores": group.scores_K,
+        "rewards": group.rewards_K,
+        "kl": group.kl_K,
+        "length_terms": group.length_terms_K,
+        "advantages": group.advantages_K,
+        "finished": [completion.finished for completion in group.completions],
+        "num_tokens": [len(completion.token_ids) for completion in group.completions],
+        "answer_chars": [answer for answer, _ in characters],
+        "thought_chars": [thought for _, thought in characters],
+        "oldest": group.oldest_version.label,
+        "versions": [version.label for version in sorted(group.versions)],
+        "scored_by": group.scored_by.label if group.scored_by else None,
+        "pairs": [[each.first, each.second, each.vote] for each in placed],
+        "judged": [said(each.verdict) for each in placed],
+        "unjudged": group.verdict.unjudged,
+        "same_as": group.verdict.same_as,
+    }
+    marks = completion_marks(group.completions) | verdict_marks([each.verdict for each in placed])
+    return json.dumps(numbers | {"marks": number_marks(numbers) | marks})

@@ -15,9 +15,10 @@ import argparse
 import json
 import sqlite3
 import sys
+from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,12 +82,28 @@ def read_history(path: Path) -> History:
     Raises:
         sqlite3.Error: it is not there, or it is no ledger.
     """
+    with reading(path) as database:
+        return history_in(database)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The ledger at `path`, open to be read: all that is read in the context is of one moment.
+
+    Raises:
+        sqlite3.Error: it is not there, or it is no ledger.
+    """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
         database.execute("BEGIN")
-        begun = database.execute("SELECT lineage, parent, step FROM lineages").fetchall()
-        steps = database.execute("SELECT lineage, step FROM steps ORDER BY rowid").fetchall()
-        trained = database.execute("SELECT lineage, step, place, occurrence, numbers FROM trained").fetchall()
-        dropped = database.execute("SELECT lineage, step, occurrence FROM dropped").fetchall()
+        yield database
+
+
+def history_in(database: sqlite3.Connection) -> History:
+    """The history in an open ledger."""
+    begun = database.execute("SELECT lineage, parent, step FROM lineages").fetchall()
+    steps = database.execute("SELECT lineage, step FROM steps ORDER BY rowid").fetchall()
+    trained = database.execute("SELECT lineage, step, place, occurrence, numbers FROM trained").fetchall()
+    dropped = database.execute("SELECT lineage, step, occurrence FROM dropped").fetchall()
     return History(
         {lineage: Fork(parent, step) for lineage, parent, step in begun if parent is not None},
         [row[0] for row in begun],
@@ -110,7 +127,13 @@ def problems(path: Path, max_lag: int, lookahead: int = 0) -> list[str]:
     history = read_history(path)
     if not history.lineages:
         return ["no lineage was ever begun"]
-    surviving = Surviving.of(history)
+    return history_problems(history, Surviving.of(history), lambda _: max_lag, lookahead)
+
+
+def history_problems(
+    history: History, surviving: Surviving, max_lag: Callable[[PolicyVersion], int], lookahead: int
+) -> list[str]:
+    """`problems` of a history that was read; `max_lag` is that of the life that made the version."""
     return [
         *_wrong_forks(history),
         *_wrong_steps(surviving),
@@ -162,21 +185,32 @@ def _wrong_places(surviving: Surviving, lookahead: int) -> Iterator[str]:
         used[group.occurrence].append(f"trained on in step {group.version.label}")
     for version, occurrence in surviving.dropped:
         used[occurrence].append(f"dropped for step {version.label}")
-    trained = [group.occurrence for group in surviving.trained]
+    overtaken = _overtaken([group.occurrence for group in surviving.trained])
     for place in range(max(used, default=-1) + 1):
         uses = used.get(place, [])
         if len(uses) > 1:
             yield f"prompt {place} was {' and '.join(uses)}"
         # One that is not used at the end may still be waited for, as long as it was not overtaken too often.
-        before = trained[: trained.index(place)] if place in trained else trained
-        num_later = sum(other > place for other in before)
+        num_later = overtaken(place)
         if not uses and (num_later > lookahead or not lookahead):
             yield f"prompt {place} was skipped"
-        elif place in trained and num_later > lookahead:
+        elif uses[:1] and "trained" in uses[0] and num_later > lookahead:
             yield f"prompt {place} was overtaken by {num_later} later ones, with a lookahead of {lookahead}"
 
 
-def _wrong_versions(surviving: Surviving, forks: Mapping[int, Fork], max_lag: int) -> Iterator[str]:
+def _overtaken(trained: Sequence[int]) -> Callable[[int], int]:
+    """For a place: how many later ones were trained on before it, or at all if it was not."""
+    before: dict[int, int] = {}
+    ordered: list[int] = []
+    for place in trained:
+        before.setdefault(place, len(ordered) - bisect_right(ordered, place))
+        insort(ordered, place)
+    return lambda place: before[place] if place in before else len(ordered) - bisect_right(ordered, place)
+
+
+def _wrong_versions(
+    surviving: Surviving, forks: Mapping[int, Fork], max_lag: Callable[[PolicyVersion], int]
+) -> Iterator[str]:
     for group in surviving.trained:
         trained_by = group.version
         name = f"prompt {group.occurrence}, trained on in step {trained_by.label}"
@@ -188,8 +222,9 @@ def _wrong_versions(surviving: Surviving, forks: Mapping[int, Fork], max_lag: in
             continue
         ancestors = Lineage(trained_by.lineage, forks)
         lag = trained_by.step - 1 - written_by[0].step
-        if lag > max_lag:
-            yield f"{name}, was written by {written_by[0].label}: a lag of {lag}, where max_lag is {max_lag}"
+        bound = max_lag(trained_by)
+        if lag > bound:
+            yield f"{name}, was written by {written_by[0].label}: a lag of {lag}, where max_lag is {bound}"
         for version in dict.fromkeys(written_by):
             if version.step >= trained_by.step or not ancestors.holds(version):
                 yield f"{name}, was written by {version.label}, which is no ancestor"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ def _held_out_conversations(settings: RunSettings) -> list[Conversation]:
     if settings.eval_file:
         return read_conversations(Path(settings.eval_file))
     return load_conversations(settings, settings.eval_split)
+
+
+def training_material(settings: RunSettings) -> Material:
+    """What was trained on and the tokenizer alone, for whoever looks at a run afterwards.
+
+    Raises:
+        ConfigError: as `load_material` does.
+    """
+    return load_material(replace(settings, num_eval_prompts=0, judge_check=False, truth_function=None), lambda _: None)
 
 
 def load_tokenizer(settings: RunSettings) -> Any:

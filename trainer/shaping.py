@@ -17,10 +17,34 @@ from collections.abc import Sequence
 from trl.rewards import get_soft_overlong_punishment  # type: ignore[attr-defined]  # exported lazily
 
 from reward_server.answers import THOUGHT_BEGIN, THOUGHT_END, answer_of
+from trainer.config import RunSettings
+
+
+def characters_of(text: str) -> tuple[int, int]:
+    """(answer, thought) of a completion in characters."""
+    return len(answer_of(text)), len(thought_of(text))
+
+
+def group_length_terms(
+    characters_K: Sequence[tuple[int, int]],
+    num_tokens_K: Sequence[int],
+    judged_K: Sequence[bool],
+    settings: RunSettings,
+) -> list[float]:
+    """`length_terms` with the settings' weights."""
+    overlong = (settings.response_length, settings.overlong_cache, settings.overlong_weight)
+    return length_terms(
+        characters_K,
+        num_tokens_K,
+        judged_K,
+        answer_weight=settings.answer_length_weight,
+        thought_weight=settings.thought_length_weight,
+        overlong=overlong if settings.overlong_weight else None,
+    )
 
 
 def length_terms(
-    texts_K: Sequence[str],
+    characters_K: Sequence[tuple[int, int]],
     num_tokens_K: Sequence[int],
     judged_K: Sequence[bool],
     *,
@@ -36,22 +60,22 @@ def length_terms(
     Neither gets a term, which is to stand at the group's mean. Overlong punishment knows no group: everybody gets it.
 
     Args:
-        texts_K: the completions, thoughts included.
+        characters_K: of each completion's answer and thought, see `characters_of`.
         num_tokens_K: their lengths in tokens.
         judged_K: whether a completion was shown to the judge and has a score.
         answer_weight: points between the shortest and the longest answer, by characters.
         thought_weight: the same for thoughts.
         overlong: (max_len in tokens, cache in tokens, weight in points), or None for none.
     """
-    terms = [0.0] * len(texts_K)
+    terms = [0.0] * len(characters_K)
     if overlong is not None:
         max_len, cache, weight = overlong
         # TRL looks at nothing but the number of tokens.
         punishments = get_soft_overlong_punishment(max_len, cache)([range(num) for num in num_tokens_K])
         terms = [weight * punishment for punishment in punishments]
     judged = [k for k, counts in enumerate(judged_K) if counts]
-    for weight, part_of in ((answer_weight, answer_of), (thought_weight, thought_of)):
-        brevity = relative_brevity([len(part_of(texts_K[k])) for k in judged])
+    for part, weight in enumerate((answer_weight, thought_weight)):
+        brevity = relative_brevity([characters_K[k][part] for k in judged])
         for k, gain in zip(judged, brevity, strict=True):
             terms[k] += weight * gain
     return terms

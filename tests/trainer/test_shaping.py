@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.rloo import leave_one_out
-from trainer.shaping import flipped_share, length_terms, relative_brevity, thought_of
+from trainer.shaping import characters_of, flipped_share, length_terms, relative_brevity, thought_of
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=8)
 
@@ -15,7 +15,7 @@ def completion(answer, thought=None):
 
 
 def terms(texts, judged=None, **options):
-    return length_terms(texts, [1] * len(texts), judged or [True] * len(texts), **options)
+    return length_terms(list(map(characters_of, texts)), [1] * len(texts), judged or [True] * len(texts), **options)
 
 
 @given(LENGTHS)
@@ -62,7 +62,7 @@ def test_a_completion_that_was_not_judged_gets_no_term_and_moves_nobody_else(len
 @pytest.mark.parametrize(("num_tokens", "share"), [(80, 0), (81, 0.05), (90, 0.5), (100, 1), (300, 1)])
 def test_overlong_punishment_falls_from_nothing_to_the_weight_within_the_cache(num_tokens, share):
     for judged in (True, False):
-        found = length_terms(["any"], [num_tokens], [judged], overlong=(100, 20, 0.8))
+        found = length_terms([characters_of("any")], [num_tokens], [judged], overlong=(100, 20, 0.8))
         assert found == pytest.approx([-0.8 * share])
 
 
@@ -70,8 +70,9 @@ def test_overlong_punishment_falls_from_nothing_to_the_weight_within_the_cache(n
 def test_the_terms_add_up(lengths, data):
     texts = [completion(length, data.draw(st.integers(0, 90))) for length in lengths]
     options = ({"answer_weight": 0.5}, {"thought_weight": 0.2}, {"overlong": (100, 50, 1.0)})
-    parts = [length_terms(texts, lengths, [True] * len(texts), **option) for option in options]
-    together = length_terms(texts, lengths, [True] * len(texts), **options[0], **options[1], **options[2])
+    characters = [characters_of(text) for text in texts]
+    parts = [length_terms(characters, lengths, [True] * len(texts), **option) for option in options]
+    together = length_terms(characters, lengths, [True] * len(texts), **options[0], **options[1], **options[2])
     assert together == pytest.approx([sum(part) for part in zip(*parts, strict=True)])
 
 
