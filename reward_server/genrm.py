@@ -31,7 +31,7 @@ def genrm_process(settings: RewardSettings, index: int) -> ServerProcess:
     """The process of GenRM server `index` of this host, not yet started. Its log is `judge-INDEX.log` in `log_dir`.
 
     Raises:
-        ConfigError: the host has no GPUs left for it.
+        ConfigError: the host has no GPUs left for it, or no interface with `bind_address`.
     """
     port, device = free_port(settings.bind_address), resolve_device(settings.device)
     command = vllm_command(

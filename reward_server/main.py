@@ -28,6 +28,7 @@ from reward_server.judge import Judge
 from reward_server.peer import open_session
 from reward_server.pool import Pool
 from reward_server.started import StartedServers
+from wire.address import settled
 from wire.errors import ConfigError, ServiceError
 from wire.process import ServerProcess, url_of
 from wire.settings import parse_settings, run_program
@@ -167,7 +168,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # cancelled. Collecting at Python's usual pace would stop the loop for a tenth of a second again and again.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    with listen(settings) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        settled(settings) as settings,
+        listen(settings) as listener,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(serve(settings, token, listener))
 
 
