@@ -63,7 +63,7 @@ class LearnerRank:
 
     def pick_port(self) -> int:
         """A free port on rank 0's node for the ranks' rendezvous."""
-        return free_port(self._settings.bind_address)
+        return free_port(self._settings.bind_address, self._settings.port_range)
 
     def setup(self, host: str, port: int) -> dict[str, Any]:
         """Meet the other ranks at `host:port` and load the policy and its reference.
@@ -295,6 +295,7 @@ class LearnerRank:
                 settings.transfer_bucket_mib * 2**20,
                 settings.transfer_staging_mib * 2**20,
                 settings.verify_transfer,
+                settings.port_range,
             )
             self._sender = WeightSender(transfer, self._weights_out, read_token(settings.token_file))
         return self._sender.open(members, timeout_s)

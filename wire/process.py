@@ -20,14 +20,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wire.errors import ServiceError
+from wire.ports import claimed_port
 
 OUT_OF_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "No available memory for the cache blocks")
 
 ERROR_LINE = re.compile(r"[\w.]*(Error|Exception): ")
 
 
-def free_port(address: str) -> int:
-    """A TCP port that was free on `address` a moment ago."""
+def free_port(address: str, port_range: str | None = None) -> int:
+    """A TCP port that was free on `address` a moment ago. One of `port_range` is this process's to give away until it
+    ends, or `wire.ports.release`.
+
+    Raises:
+        ConfigError: `port_range` has no free port.
+    """
+    if port_range is not None:
+        return claimed_port(address, port_range)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))

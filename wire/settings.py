@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from wire.address import check_bind_address
 from wire.errors import ConfigError, RLHFError
+from wire.ports import PortRange
 
 
 @dataclass
@@ -26,6 +27,10 @@ class ServiceSettings:
     bind_address: str = field(
         default="127.0.0.1",
         metadata={"help": "IP address every service and rendezvous listens on; node: its own node's in a Ray cluster."},
+    )
+    port_range: str | None = field(
+        default=None,
+        metadata={"help": "Ports that are not given one by one come from here, such as 20000-20100; None: any free."},
     )
     ray_address: str | None = field(
         default=None, metadata={"help": "Ray cluster to join (auto, or host:port); None: a run has one of its own."}
@@ -47,6 +52,8 @@ class ServiceSettings:
     def check(self) -> None:
         """Raises ConfigError on a value that cannot work."""
         check_bind_address(self.bind_address, self.ray_address)
+        if self.port_range is not None:
+            PortRange.of(self.port_range)
         if self.startup_timeout_s <= 0:
             raise ConfigError(f"startup_timeout_s ({self.startup_timeout_s}) must be positive")
 
