@@ -37,7 +37,7 @@ OTHER_FLAGS = {
     *("config", "help"),  # of every program of ours
     *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM
     *("model", "host", "port", "max-model-len", "trust-remote-code", "generation-config"),  # vLLM, by hand
-    *("head", "node-ip-address", "resources"),  # ray start
+    *("head", "address", "node-ip-address", "resources"),  # ray start
     *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
     *("kills", "folder"),  # the chaos programs
 }

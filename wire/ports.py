@@ -1,7 +1,7 @@
 """Ports out of a range: `port_range: 20000-20100`, for hosts between which only some ports are open.
 
 A port is *claimed* between the moment it is chosen and the moment its server listens, and a claim is seen by every
-process of the host: it is an abstract Unix socket named after address and port, which the kernel keeps to the network of
+process of the host: it is an abstract Unix socket named after address and port, which the kernel keeps to the net of
 the host (or container) and removes with its process, however that ends. Without claims two servers that start at one
 time would choose the same.
 """

@@ -79,6 +79,6 @@ def test_an_address_of_another_host_is_one_mistake_with_this_hosts_own(host: Non
 def test_a_nodes_own_address_needs_a_cluster() -> None:
     check_bind_address("node", "auto")
     with pytest.raises(
-        ConfigError, match="bind_address 'node' is the address .* no cluster is named: give ray_address"
+        ConfigError, match=r"bind_address 'node' is the address .* no cluster is named: give ray_address"
     ):
         check_bind_address("node", None)
