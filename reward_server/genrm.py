@@ -31,9 +31,9 @@ def genrm_process(settings: RewardSettings, index: int) -> ServerProcess:
     """The process of GenRM server `index` of this host, not yet started. Its log is `judge-INDEX.log` in `log_dir`.
 
     Raises:
-        ConfigError: the host has no GPUs left for it.
+        ConfigError: the host has no GPUs left for it, no free port, or no interface with `bind_address`.
     """
-    port, device = free_port(settings.bind_address), resolve_device(settings.device)
+    port, device = free_port(settings.bind_address, settings.port_range), resolve_device(settings.device)
     command = vllm_command(
         settings.judge_model_name_or_path,
         port=port,

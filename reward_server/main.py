@@ -28,7 +28,9 @@ from reward_server.judge import Judge
 from reward_server.peer import open_session
 from reward_server.pool import Pool
 from reward_server.started import StartedServers
+from wire.address import settled
 from wire.errors import ConfigError, ServiceError
+from wire.ports import bound_in_range
 from wire.process import ServerProcess, url_of
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
@@ -55,8 +57,14 @@ def listen(settings: RewardSettings) -> socket.socket:
         ConfigError: the address is not this host's, or the port is taken.
     """
     family = socket.AF_INET6 if ":" in settings.bind_address else socket.AF_INET
+
+    def bind(port: int) -> socket.socket:
+        return socket.create_server((settings.bind_address, port), family=family)
+
     try:
-        return socket.create_server((settings.bind_address, settings.reward_port), family=family)
+        if not settings.reward_port and settings.port_range is not None:
+            return bound_in_range(settings.bind_address, settings.port_range, bind)
+        return bind(settings.reward_port)
     except OSError as error:
         raise ConfigError(
             f"bind_address {settings.bind_address} with reward_port {settings.reward_port} cannot be listened on: "
@@ -167,7 +175,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # cancelled. Collecting at Python's usual pace would stop the loop for a tenth of a second again and again.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    with listen(settings) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        settled(settings) as settings,
+        listen(settings) as listener,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(serve(settings, token, listener))
 
 

@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.genrm import check_genrm
 from reward_server.scheme import Scheme
+from wire.address import NODE, settled
 from wire.process import ServerProcess, free_port, url_of
 from wire.token import read_or_create_token, read_token
 
@@ -35,7 +36,8 @@ def service_flags(settings: RewardSettings) -> list[str]:
 
 def service_process(settings: RewardSettings) -> ServerProcess:
     """The service's process on this host, not yet started. Its log is `reward.log` in `log_dir`."""
-    port = settings.reward_port or free_port(settings.bind_address)
+    settings = replace(settings, ray_address=None)  # who asked for it knows its address, and Ray is no concern of its
+    port = settings.reward_port or free_port(settings.bind_address, settings.port_range)
     command = [sys.executable, "-m", "reward_server.main", *service_flags(settings), "--reward_port", str(port)]
     log, advice = Path(settings.log_dir) / "reward.log", "see judge-0.log beside reward.log"
     return ServerProcess("reward service", command, dict(os.environ), log, url_of(settings.bind_address, port), advice)
@@ -56,15 +58,18 @@ async def reward_client(settings: RewardSettings) -> AsyncIterator[RewardClient]
     if settings.judge_servers:
         check_genrm(settings)
     token = read_or_create_token(settings.token_file)
-    process = service_process(settings)
-    print(f"starting a reward service; its log: {process.log_path}", flush=True)
-    try:
-        process.start()
-        await asyncio.to_thread(process.wait_healthy, settings.startup_timeout_s + CLIENT_MARGIN_S)
-        async with _client(settings, process.url, token) as client:
-            yield client
-    finally:
-        process.stop(STOP_GRACE_S)
+    if settings.bind_address != NODE:
+        settings = replace(settings, ray_address=None)  # nobody else is to find this service
+    with settled(settings) as here:
+        process = service_process(here)
+        print(f"starting a reward service; its log: {process.log_path}", flush=True)
+        try:
+            process.start()
+            await asyncio.to_thread(process.wait_healthy, settings.startup_timeout_s + CLIENT_MARGIN_S)
+            async with _client(settings, process.url, token) as client:
+                yield client
+        finally:
+            process.stop(STOP_GRACE_S)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from reward_server.genrm import genrm_process
 from reward_server.pool import Pool
 from wire.errors import ServiceError
 from wire.keeper import Keeper
+from wire.ports import release_url
 from wire.process import ServerProcess
 
 FIRST_START_PATIENCE = 1  # a server that dies before it ever answered has a mistake in its settings, or no memory
@@ -74,6 +75,7 @@ class StartedServers:
             except ServiceError as error:
                 self._keepers.pop(index, None)
                 await self._pool.remove(keeper.process.url, deadline_s=0.0)
+                release_url(keeper.process.url)
                 if not self._pool.servers:
                     raise
                 print(f"{error} The service goes on without it.", file=sys.stderr, flush=True)
@@ -92,3 +94,4 @@ class StartedServers:
             await self._pool.remove(keeper.process.url, self._settings.judge_timeout_s)
         finally:
             await asyncio.to_thread(keeper.process.stop)
+            release_url(keeper.process.url)

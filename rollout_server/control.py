@@ -128,7 +128,7 @@ async def served(api: ControlApi, settings: RolloutSettings) -> AsyncIterator[st
         ConfigError: the address is not this host's, or the port is taken.
     """
     try:
-        listener = bound_socket(settings.bind_address, settings.fleet_port)
+        listener = bound_socket(settings.bind_address, settings.fleet_port, settings.port_range)
     except OSError as error:
         raise ConfigError(
             f"bind_address {settings.bind_address} with fleet_port {settings.fleet_port} cannot be listened on: "

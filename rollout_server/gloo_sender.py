@@ -61,7 +61,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
 
     def _open(self) -> None:
         info, deadline = self._info, self.client.deadline
-        meeting = self._meeting = Meeting(info.master_address, deadline)
+        meeting = self._meeting = Meeting(info.master_address, deadline, info.master_port)
         self.client.on_failure = meeting.close  # who waits at it learns at once that somebody will not come
         # `timeout_s` is the client's to fill in. The routes return only once all workers are in the group.
         payload = GlooInitInfo(

@@ -13,6 +13,7 @@ from types import FrameType
 
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_process
+from wire.address import settled
 from wire.keeper import Keeper
 from wire.models import check_model
 from wire.settings import parse_settings, run_program
@@ -38,14 +39,18 @@ def main() -> int:
     check_model(settings.model_name_or_path, "model_name_or_path")
     read_or_create_token(settings.token_file)
     stop = threading.Event()
+    with settled(settings) as here:  # before the signals: Ray has handlers of its own
+        _stop_on_signals(stop)
+        serve(here, stop)
+    return 0
 
+
+def _stop_on_signals(stop: threading.Event) -> None:
     def on_signal(_signum: int, _frame: FrameType | None) -> None:
         stop.set()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, on_signal)
-    serve(settings, stop)
-    return 0
 
 
 if __name__ == "__main__":

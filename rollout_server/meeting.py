@@ -26,15 +26,16 @@ Result = TypeVar("Result")
 
 
 class Meeting:
-    """The sender's side. Listens on `address` only, at a free port; every rank may read and write the store.
+    """The sender's side. Listens on `address` only; every rank may read and write the store.
 
     Args:
         address: of the interface that faces the replicas.
         deadline: of the store's own calls.
+        port: to listen on; 0 takes a free one.
     """
 
-    def __init__(self, address: str, deadline: Deadline) -> None:
-        listener = bound_socket(address, 0)
+    def __init__(self, address: str, deadline: Deadline, port: int = 0) -> None:
+        listener = bound_socket(address, port)
         self.address, self.port = address, int(listener.getsockname()[1])
         self._store: Any = _store(
             address, self.port, deadline, is_master=True, master_listen_fd=listener.detach(), multi_tenant=True

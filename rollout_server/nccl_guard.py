@@ -188,7 +188,7 @@ class GuardedNCCLTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
         }
         engine = cls(client=client, source=source, **packing)
         engine.num_bytes = sum(map(num_bytes, source.metadata()))
-        meeting = engine._meeting = Meeting(init_info.master_address, client.deadline)
+        meeting = engine._meeting = Meeting(init_info.master_address, client.deadline, init_info.master_port)
         client.on_failure = meeting.close
         payload = GuardedNCCLInitInfo(
             master_address=init_info.master_address,

@@ -13,11 +13,20 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+from wire.ports import bound_in_range
+
 DEFAULT_TIMEOUT = timedelta(minutes=30)  # torch.distributed's own
 
 
-def bound_socket(host: str, port: int) -> socket.socket:
-    """A listening TCP socket on `host` alone; `port` 0 takes a free one."""
+def bound_socket(host: str, port: int, port_range: str | None = None) -> socket.socket:
+    """A listening TCP socket on `host` alone; `port` 0 takes a free one, of `port_range` where there is one.
+
+    Raises:
+        ConfigError: `port_range` has no free port.
+        OSError: the address is not this host's, or the port is taken.
+    """
+    if not port and port_range is not None:
+        return bound_in_range(host, port_range, lambda chosen: bound_socket(host, chosen))
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

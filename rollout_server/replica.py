@@ -52,9 +52,12 @@ def replica_process(settings: RolloutSettings, index: int, *, shares_host: bool 
         settings: the fleet's.
         index: from 0.
         shares_host: whether this host's GPUs are to be dealt out here; Ray has already done so for its actors.
+
+    Raises:
+        ConfigError: this host does not have `bind_address`, a free port, or so many GPUs.
     """
     ports = settings.rollout_ports
-    port = ports[index] if index < len(ports) else free_port(settings.bind_address)
+    port = ports[index] if index < len(ports) else free_port(settings.bind_address, settings.port_range)
     env = vllm_environment(
         bind_address=settings.bind_address,
         token_file=settings.token_file,

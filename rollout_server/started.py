@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rollout_server.config import RolloutSettings
 from rollout_server.fleet import Fleet
 from rollout_server.membership import State
-from wire.errors import ServiceError
+from wire.errors import ConfigError, ServiceError
 from wire.keeper import deaths_in_a_row, pause_after
 from wire.waits import waiting
 
@@ -25,7 +25,8 @@ class Host(Protocol):
     """A replica's server on its node, as `rollout_server.placement` makes it."""
 
     async def start(self) -> str:
-        """Start the server and wait until it answers; returns its URL. Raises ServiceError with its last words."""
+        """Start the server and wait until it answers; returns its URL. Raises ServiceError with its last words, or
+        ConfigError where its node cannot serve what the settings say."""
 
     async def check(self) -> None:
         """Raises ServiceError where the server, or its node, is gone."""
@@ -81,6 +82,7 @@ class StartedReplicas:
         """Start the first ones and wait for them: one that dies before it ever answered has a mistake in its settings.
 
         Raises:
+            ConfigError: a node cannot serve what the settings say.
             ServiceError: one did not start; the message carries its last words.
         """
         self.resize(count)
@@ -161,7 +163,7 @@ class StartedReplicas:
         try:
             url = starting.result()
             await self._fleet.add(url, is_started=True)
-        except ServiceError as error:
+        except (ConfigError, ServiceError) as error:  # in the middle of a run one node's mistake does not end it
             await self._bury(post, str(error))
         else:
             post.url, post.answered = url, time.monotonic()

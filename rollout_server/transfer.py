@@ -70,7 +70,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
-    """What the learner's rank 0 needs to open the transfer group. Sizes in bytes."""
+    """What the learner's rank 0 needs to open the transfer group. Sizes in bytes; `master_port` 0 takes a free one."""
 
     backend: ClassVar[str] = "gloo"
 
@@ -79,6 +79,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     bucket_bytes: int
     staging_bytes: int
     verify: bool
+    master_port: int = 0
 
 
 class SyncClient(Protocol):

@@ -41,6 +41,7 @@ OTHER_FLAGS = {
     *("middleware", "weight-transfer-config", "enable-scale-out", "load-format", "hf-overrides", "api-key"),  # vLLM
     *("model", "host", "port", "max-model-len", "trust-remote-code", "generation-config"),  # vLLM, by hand
     *("target", "from-file", "nodes"),  # docker build, kubectl, sbatch
+    *("head", "address", "node-ip-address", "resources"),  # ray start
     *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
     *("kills", "folder"),  # the chaos programs
     "gamed",  # deploy.toy.make

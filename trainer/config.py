@@ -190,9 +190,6 @@ class RunSettings(RolloutSettings, CheckSettings):
             "help": "The run ends when no piece of work has ended for so long; 0: never. See trainer/watchdog.py."
         },
     )
-    ray_address: str | None = field(
-        default=None, metadata={"help": "Ray cluster to join (auto, or host:port); embedded when not given."}
-    )
 
     save_steps: int = field(default=100, metadata={"help": "Checkpoint every this many steps; 0: only at the end."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})

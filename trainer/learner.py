@@ -32,6 +32,7 @@ from trainer.publish import TransferSettings, WeightSender, ZeroWeightSource
 from trainer.random_states import load_random_states, save_random_states
 from trainer.rloo import importance_weights, policy_loss
 from trainer.stats import Moments, StepStats
+from wire.address import socket_environment
 from wire.engine import resolve_device
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
@@ -62,7 +63,7 @@ class LearnerRank:
 
     def pick_port(self) -> int:
         """A free port on rank 0's node for the ranks' rendezvous."""
-        return free_port(self._settings.bind_address)
+        return free_port(self._settings.bind_address, self._settings.port_range)
 
     def setup(self, host: str, port: int) -> dict[str, Any]:
         """Meet the other ranks at `host:port` and load the policy and its reference.
@@ -98,6 +99,8 @@ class LearnerRank:
         world_size = self._settings.num_learner_ranks
         os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
         os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
+        for name, value in socket_environment(self._settings.bind_address).items():
+            os.environ.setdefault(name, value)  # read by NCCL and Gloo when they form a group, the transfer's too
         timeout = timedelta(seconds=self._settings.learner_timeout_s)
         store = store_on(host, port, self._rank, world_size, timeout)
         if self._is_cuda:
@@ -292,6 +295,7 @@ class LearnerRank:
                 settings.transfer_bucket_mib * 2**20,
                 settings.transfer_staging_mib * 2**20,
                 settings.verify_transfer,
+                settings.port_range,
             )
             self._sender = WeightSender(transfer, self._weights_out, read_token(settings.token_file))
         return self._sender.open(members, timeout_s)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from trainer.config import RunSettings
+from wire.address import NODE
 from wire.engine import resolve_device
-from wire.errors import ConfigError, ServiceError
+from wire.errors import ServiceError
+from wire.placement import Room, at_node, joined_cluster
 
 OBJECT_STORE_BYTES = 256 * 2**20  # batches and texts; weights never pass through it
 MAX_REPLICAS = 1024  # of an embedded cluster: GPUs and memory are its real limits
@@ -32,14 +33,10 @@ def ray_cluster(settings: RunSettings) -> Iterator[None]:
         ConfigError: no cluster answers at `ray_address`.
     """
     if settings.ray_address:
-        try:
-            ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError) as error:
-            raise ConfigError(
-                f"ray_address {settings.ray_address!r}: {error}; start Ray there with `ray start --head`"
-            ) from error
-    else:
-        _start_embedded(settings)
+        with joined_cluster(settings.ray_address):
+            yield
+        return
+    _start_embedded(settings)
     try:
         yield
     finally:
@@ -58,22 +55,35 @@ def _start_embedded(settings: RunSettings) -> None:
     )
 
 
-def place_learner(settings: RunSettings) -> list[Any]:
-    """An actor handle for each learner rank, packed on nodes with the resource `learner`.
+async def place_learner(settings: RunSettings, say: Callable[[str], None]) -> tuple[list[Any], str]:
+    """An actor handle for each learner rank, packed on nodes with the resource `learner`; and where they meet: the
+    address of rank 0's node that is to be listened on.
+
+    Args:
+        settings: the run's.
+        say: told what is missing where the cluster has no room.
 
     Raises:
         ServiceError: the cluster has no room for them within `startup_timeout_s`.
     """
+    num = settings.num_learner_ranks
+    each = {"learner": 1, "GPU": int(resolve_device(settings.device) == "cuda")}
+    room = Room("the learner", each, num)
+    try:
+        async with asyncio.timeout(settings.startup_timeout_s):
+            await room.found(say)
+    except TimeoutError:
+        raise ServiceError(
+            f"no room for {num} learner ranks: each needs {each}, the cluster has {ray.available_resources()} free"
+        ) from None
+    ranks = await asyncio.to_thread(_ranks_in, room, settings)  # its imports take seconds
+    return ranks, room.address() if settings.bind_address == NODE else settings.bind_address
+
+
+def _ranks_in(room: Room, settings: RunSettings) -> list[Any]:
     from trainer.learner import LearnerRank
 
     is_cuda = resolve_device(settings.device) == "cuda"
-    bundle = {"learner": 1.0} | ({"GPU": 1.0} if is_cuda else {})
-    group = placement_group([bundle] * settings.num_learner_ranks, strategy="PACK")
-    if not group.wait(settings.startup_timeout_s):
-        raise ServiceError(
-            f"no room for {settings.num_learner_ranks} learner ranks: each needs {bundle}, the cluster has "
-            f"{ray.available_resources()} free"
-        )
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if settings.deterministic:
         environment |= GPU_DETERMINISM
@@ -86,6 +96,9 @@ def place_learner(settings: RunSettings) -> list[Any]:
 
     class PlacedRank(LearnerRank):
         """A rank that can send weights on a thread of its own, beside a no-grad pass."""
+
+        def __init__(self, settings: RunSettings, rank: int) -> None:
+            super().__init__(at_node(settings), rank)
 
         @ray.method(concurrency_group="transfer")
         def open_transfer_beside(self, *arguments: Any) -> Any:
@@ -105,7 +118,7 @@ def place_learner(settings: RunSettings) -> list[Any]:
             num_gpus=1 if is_cuda else 0,
             resources={"learner": 1},
             runtime_env={"env_vars": environment},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            scheduling_strategy=room.place(rank),
         ).remote(settings, rank)
         for rank in range(settings.num_learner_ranks)
     ]

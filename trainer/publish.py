@@ -25,6 +25,8 @@ from trainer.fleet_sync import FleetSyncClient
 from trainer.lora import ServedWeight
 from wire.errors import ServiceError
 from wire.membership import Member, TransferReport
+from wire.ports import release
+from wire.process import free_port
 
 
 class ZeroWeightSource(WeightSource):
@@ -181,6 +183,7 @@ class TransferSettings:
     bucket_bytes: int
     staging_bytes: int
     verify: bool = False
+    port_range: str | None = None  # of the port where a group meets; None: any free one
 
 
 class WeightSender:
@@ -198,17 +201,19 @@ class WeightSender:
         self._settings, self._source, self._token = settings, source, token
         self._client: FleetSyncClient | None = None
         self._engine: Any = None
+        self._port = 0  # claimed for the meeting, where it must lie in a range
 
     def open(self, members: Sequence[Member], timeout_s: float) -> TransferReport:
         """Form the transfer group with `members`; the one before, if any, is closed. Returns within `timeout_s`.
 
         Raises:
-            ConfigError: a backend that this source cannot feed.
+            ConfigError: a backend that this source cannot feed, or no free port in `port_range`.
         """
         self.close()
+        self._choose_port()
         client = self._client = FleetSyncClient(members, self._token)
         client.begin(Deadline(timeout_s))
-        info = trainer_init_info(self._settings, client.world_size)
+        info = trainer_init_info(self._settings, client.world_size, self._port)
         register_trainer_engines()
         error = ""
         try:
@@ -217,6 +222,13 @@ class WeightSender:
             error = str(problem)
         client.settle()
         return TransferReport(client.outcomes, client.problems, error, first=client.first)
+
+    def _choose_port(self) -> None:
+        """One that is free now: a former meeting's store may live a little longer than its group."""
+        settings = self._settings
+        if settings.port_range is not None:
+            release(settings.bind_address, self._port)
+            self._port = free_port(settings.bind_address, settings.port_range)
 
     def send(self, version: str, push_id: str, timeout_s: float) -> TransferReport:
         """Push the source's weights to all members, labelled `version`. Returns within `timeout_s`, and the time that
@@ -258,8 +270,11 @@ class WeightSender:
             engine.shutdown()
 
 
-def trainer_init_info(settings: TransferSettings, world_size: int) -> Any:
-    """What vLLM's factory builds rank 0's engine from; the settings were checked (rollout_server/config.py)."""
+def trainer_init_info(settings: TransferSettings, world_size: int, port: int = 0) -> Any:
+    """What vLLM's factory builds rank 0's engine from; the settings were checked (rollout_server/config.py).
+
+    `port` is where the group meets; 0: the engine picks a free one.
+    """
     if settings.backend == "gloo":
         return GlooTrainerInitInfo(
             settings.bind_address,
@@ -267,9 +282,9 @@ def trainer_init_info(settings: TransferSettings, world_size: int) -> Any:
             min(settings.bucket_bytes, GLOO_BUCKET_BYTES),
             settings.staging_bytes,
             settings.verify,
+            master_port=port,
             rank=0,
         )
-    # The port is the meeting's: the guarded engine picks a free one.
     return NCCLTrainerInitInfo(
-        settings.bind_address, 0, world_size, packed_buffer_size_bytes=settings.bucket_bytes, rank=0
+        settings.bind_address, port, world_size, packed_buffer_size_bytes=settings.bucket_bytes, rank=0
     )

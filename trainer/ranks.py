@@ -11,7 +11,7 @@ from trainer.batch import MiniBatch, Sample, pack_for_ranks
 from trainer.collect import Logprobs
 from trainer.config import RunSettings
 from trainer.stats import StepStats, merge
-from wire.errors import ServiceError
+from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 from wire.membership import Member, TransferReport
 from wire.waits import waiting
@@ -208,6 +208,9 @@ class Learner:
         for task in done:
             error = task.exception()
             if error is not None:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, ConfigError):
+                    raise ConfigError(f"learner rank {tasks[task]}: {cause}") from error
                 raise ServiceError(f"learner rank {tasks[task]}: {method}: {_cause(error)}") from error
         if pending:
             late = ", ".join(str(tasks[task]) for task in pending)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.client import RewardClient
-from reward_server.placement import place_reward_service
+from reward_server.placement import place_reward_service, room_for_reward_service
 from reward_server.scheme import Scheme
 from reward_server.service import CLIENT_MARGIN_S
 from rollout_server.control import ControlApi, served
@@ -22,6 +22,7 @@ from trainer.config import RunSettings
 from trainer.placement import place_learner, ray_cluster, stop_host
 from trainer.ranks import Learner
 from wire.errors import ConfigError, ServiceError
+from wire.placement import at_node
 from wire.waits import waiter, waiting
 
 WATCH_INTERVAL_S = 2.0
@@ -35,11 +36,13 @@ PLACE_MARGIN_S = 15.0  # until a node is found; the host keeps the start's own d
 
 @dataclass
 class Writers:
-    """Who writes completions, and who gives them the weights."""
+    """Who writes completions, and who gives them the weights. `meeting_host` is the address where the learner's ranks
+    meet."""
 
     learner: Learner
     fleet: Fleet
     replicas: StartedReplicas
+    meeting_host: str
 
     async def watch(self) -> None:
         """Tend the fleet; runs until cancelled.
@@ -124,14 +127,18 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
     async with AsyncExitStack() as stack:
         writers = await _placed(stack, settings, token, say)
         learner, fleet, replicas = writers.learner, writers.fleet, writers.replicas
-        judge_hosts = [] if settings.reward_url else [place_reward_service(settings)]
-        for host in judge_hosts:
+        judge_hosts: list[Any] = []
+
+        def hosted(host: Any) -> Any:
+            judge_hosts.append(host)
             stack.callback(stop_host, host)
-        starts = [_started(host, settings.startup_timeout_s, say) for host in judge_hosts]
+            return host
+
+        starts = [] if settings.reward_url else [_judge_started(settings, hosted, say)]
         urls, *_ = await _all_or_none(asyncio.gather(*starts), *_starts(writers, settings, say))
         reward_url = settings.reward_url or urls[0]
         api = ControlApi(fleet, replicas, token)
-        fleet_url = await stack.enter_async_context(served(api, settings))
+        fleet_url = await stack.enter_async_context(served(api, at_node(settings)))
         stack.enter_context(_announced(fleet_url, Path(settings.output_dir)))
         say(f"fleet: {fleet_url}")
         judge = await stack.enter_async_context(
@@ -146,7 +153,7 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
             info = await judge.info()
         if settings.deterministic and not info.get("deterministic"):
             raise ConfigError(f"a deterministic run cannot join {reward_url}: start it with --deterministic true too")
-        yield Services(learner, fleet, replicas, judge, judge_hosts, info)
+        yield Services(learner, fleet, replicas, writers.meeting_host, judge, judge_hosts, info)
 
 
 @asynccontextmanager
@@ -166,13 +173,13 @@ async def _placed(stack: AsyncExitStack, settings: RunSettings, token: str, say:
     """The cluster, and on it a learner and a fleet that are not started yet; `stack` ends them."""
     stack.enter_context(ray_cluster(settings))
     with waiting("ray", PLACES_LEARNER):
-        ranks = await asyncio.to_thread(place_learner, settings)  # it blocks until there is room
+        ranks, meeting_host = await place_learner(settings, say)
     learner = Learner(ranks, settings)
     stack.push_async_callback(learner.close)
     fleet = await stack.enter_async_context(Fleet(settings, token, skip_push=settings.skip_push, say=say))
-    replicas = StartedReplicas(settings, fleet, lambda index: PlacedReplica(settings, index), say)
+    replicas = StartedReplicas(settings, fleet, lambda index: PlacedReplica(settings, index, say), say)
     stack.push_async_callback(replicas.stop)
-    return Writers(learner, fleet, replicas)
+    return Writers(learner, fleet, replicas, meeting_host)
 
 
 def _starts(
@@ -180,7 +187,7 @@ def _starts(
 ) -> list[Coroutine[Any, Any, Any] | asyncio.Future[Any]]:
     """What is to be awaited, all at once, until they are up."""
     return [
-        _learner_started(writers.learner, settings, say),
+        _learner_started(writers.learner, writers.meeting_host, say),
         writers.replicas.start(settings.replicas),
         asyncio.gather(*(writers.fleet.add(url) for url in settings.rollout_urls)),
     ]
@@ -214,6 +221,20 @@ def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+async def _judge_started(settings: RunSettings, hosted: Callable[[Any], Any], say: Callable[[str], None]) -> str:
+    """Place the reward service and start it; returns its URL. `hosted` is told of its host before it starts."""
+    room = room_for_reward_service(settings)
+    try:
+        with waiting("judge", STARTS):
+            async with asyncio.timeout(settings.startup_timeout_s):
+                await room.found(say)
+    except TimeoutError:
+        raise ServiceError(
+            f"the reward service found no node with room for it within {settings.startup_timeout_s:.0f} s"
+        ) from None
+    return await _started(hosted(place_reward_service(settings, room)), settings.startup_timeout_s, say)
+
+
 async def _started(host: Any, timeout_s: float, say: Callable[[str], None]) -> str:
     deadline_s = timeout_s + PLACE_MARGIN_S
     try:
@@ -226,13 +247,16 @@ async def _started(host: Any, timeout_s: float, say: Callable[[str], None]) -> s
                 f"the reward service found no node with a free `reward` resource within {deadline_s:.0f} s, or its "
                 "host is silent"
             ) from error
-        raise ServiceError(str(getattr(error, "cause", None) or error)) from error
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, ConfigError):
+            raise ConfigError(f"the reward service: {cause}") from error
+        raise ServiceError(str(cause or error)) from error
     say(f"ready: {url}")
     return url
 
 
-async def _learner_started(learner: Learner, settings: RunSettings, say: Callable[[str], None]) -> dict[str, Any]:
-    facts = await learner.setup(settings.bind_address)
+async def _learner_started(learner: Learner, meeting_host: str, say: Callable[[str], None]) -> dict[str, Any]:
+    facts = await learner.setup(meeting_host)
     say(f"ready: learner, {facts['num_parameters'] / 1e6:.1f} M parameters on {learner.num_ranks} ranks")
     return facts
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wire.address import socket_environment
 from wire.errors import ConfigError
 from wire.token import TOKEN_FILE_ENV
 
@@ -96,17 +97,19 @@ def vllm_environment(
     """The environment of a vLLM server: this process's own, with the token's path, the interface, and CPU settings.
 
     `deterministic` makes an answer independent of what else is in the batch, and equal on every server.
+
+    Raises:
+        ConfigError: no interface of this host carries `bind_address`.
     """
     env = dict(os.environ)
     env[TOKEN_FILE_ENV] = str(Path(token_file).expanduser())
     env["VLLM_HOST_IP"] = bind_address  # the engine's own rendezvous listens here too (rollout_server/plugin.py)
+    env = socket_environment(bind_address) | env
     env.setdefault("VLLM_NO_USAGE_STATS", "1")
     if device == "cpu":
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         # Split-KV attention makes a log-prob depend on what else is in the batch.
         env.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
-        if bind_address.startswith("127."):
-            env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if tensor_parallel_size == 1:
             env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             env.setdefault("OMP_NUM_THREADS", "1")

@@ -16,17 +16,26 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from wire.errors import ServiceError
+from wire.ports import claimed_port
 
 OUT_OF_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "No available memory for the cache blocks")
 
 ERROR_LINE = re.compile(r"[\w.]*(Error|Exception): ")
 
 
-def free_port(address: str) -> int:
-    """A TCP port that was free on `address` a moment ago."""
+def free_port(address: str, port_range: str | None = None) -> int:
+    """A TCP port that was free on `address` a moment ago. One of `port_range` is this process's to give away until it
+    ends, or `wire.ports.release`.
+
+    Raises:
+        ConfigError: `port_range` has no free port.
+    """
+    if port_range is not None:
+        return claimed_port(address, port_range)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
@@ -145,25 +154,36 @@ class HostedServer:
     """A server that somebody else asks for: start it, ask after it, end it. Made an actor by the placement modules.
 
     Args:
-        process: the server, not yet started.
+        make: makes the server's process when it is to be started: the port is then free, and what is wrong here is told
+            to who asked for the start.
         startup_timeout_s: deadline of its start.
         grace_s: time between SIGTERM and SIGKILL when it is ended.
     """
 
-    def __init__(self, process: ServerProcess, startup_timeout_s: float, grace_s: float = 10.0) -> None:
-        self._process, self._startup_timeout_s, self._grace_s = process, startup_timeout_s, grace_s
+    def __init__(self, make: Callable[[], ServerProcess], startup_timeout_s: float, grace_s: float = 10.0) -> None:
+        self._make, self._startup_timeout_s, self._grace_s = make, startup_timeout_s, grace_s
+        self._process: ServerProcess | None = None
 
     def start(self) -> str:
-        """Start the server and wait until it answers. Returns its URL; raises ServiceError as `wait_healthy` does."""
+        """Start the server and wait until it answers. Returns its URL.
+
+        Raises:
+            ConfigError: this host cannot serve what the settings say.
+            ServiceError: as `wait_healthy` does.
+        """
+        self._process = self._make()
         self._process.start()
         self._process.wait_healthy(self._startup_timeout_s)
         return self._process.url
 
     def check(self) -> None:
         """Raises ServiceError with the server's last words if it has ended."""
+        if self._process is None:
+            raise ServiceError("the server was not started")
         if not self._process.is_alive():
             raise ServiceError(self._process.obituary())
 
     def stop(self) -> None:
         """End the server."""
-        self._process.stop(self._grace_s)
+        if self._process is not None:
+            self._process.stop(self._grace_s)

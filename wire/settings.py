@@ -8,7 +8,6 @@ inherits them all, refuses a key that nobody knows.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,7 +15,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
+from wire.address import check_bind_address
 from wire.errors import ConfigError, RLHFError
+from wire.ports import PortRange
 
 
 @dataclass
@@ -24,7 +25,15 @@ class ServiceSettings:
     """What every service needs: where to listen, whom to trust, where to write."""
 
     bind_address: str = field(
-        default="127.0.0.1", metadata={"help": "IP address every service and rendezvous listens on."}
+        default="127.0.0.1",
+        metadata={"help": "IP address every service and rendezvous listens on; node: its own node's in a Ray cluster."},
+    )
+    port_range: str | None = field(
+        default=None,
+        metadata={"help": "Ports that are not given one by one come from here, such as 20000-20100; None: any free."},
+    )
+    ray_address: str | None = field(
+        default=None, metadata={"help": "Ray cluster to join (auto, or host:port); None: a run has one of its own."}
     )
     token_file: str = field(
         default="~/.config/disaggregated-rloo/token",
@@ -42,12 +51,9 @@ class ServiceSettings:
 
     def check(self) -> None:
         """Raises ConfigError on a value that cannot work."""
-        try:
-            ipaddress.ip_address(self.bind_address)
-        except ValueError:
-            raise ConfigError(
-                f"bind_address {self.bind_address!r} is no IP address; give one, such as 127.0.0.1"
-            ) from None
+        check_bind_address(self.bind_address, self.ray_address)
+        if self.port_range is not None:
+            PortRange.of(self.port_range)
         if self.startup_timeout_s <= 0:
             raise ConfigError(f"startup_timeout_s ({self.startup_timeout_s}) must be positive")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("rollout_server", "reward_server", "trainer")
+PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -163,7 +163,7 @@ async def test_a_reward_services_host_that_is_silent_ends_the_run_and_is_named(m
     monkeypatch.setattr(trainer.services, "CHECK_TIMEOUT_S", DEADLINE_S)
     judge: Any = SimpleNamespace(url="http://a")
     nothing: Any = None
-    services = trainer.services.Services(nothing, nothing, nothing, judge, [SilentActor("check")])
+    services = trainer.services.Services(nothing, nothing, nothing, "127.0.0.1", judge, [SilentActor("check")])
     with pytest.raises(ServiceError, match="the host of the reward service at http://a did not answer within 0 s"):
         await in_time(services._watch_judge())
 

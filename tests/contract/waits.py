@@ -33,6 +33,7 @@ import trainer.ledger_writer
 import trainer.pipeline
 import trainer.ranks
 import trainer.services
+import wire.room
 from reward_server.client import RewardClient
 from rollout_server.client import RolloutClient, Sampling
 from rollout_server.config import RolloutSettings
@@ -56,6 +57,7 @@ from trainer.ranks import Learner
 from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import Message
 from wire.membership import Member, Outcome, TransferReport
+from wire.room import HAS_NO_ROOM, Needs, until_found
 
 LONG_S = 60.0  # every deadline: none is met
 V1 = PolicyVersion(0, 1)
@@ -267,11 +269,11 @@ async def services(placing: Callable[[Any], Any], patches: pytest.MonkeyPatch, f
 
 @asynccontextmanager
 async def placing(patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[None]:
-    has_room = threading.Event()
+    has_room = asyncio.Event()
 
-    def place(_: Any) -> list[Any]:
-        has_room.wait(LONG_S)
-        return []
+    async def place(*_: Any) -> tuple[list[Any], str]:
+        await has_room.wait()
+        return [], ""
 
     try:
         async with services(place, patches, folder):
@@ -283,7 +285,17 @@ async def placing(patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[No
 
 def asking_who_judges(patches: pytest.MonkeyPatch, folder: Path) -> AbstractAsyncContextManager[None]:
     facts = {"num_parameters": 1}
-    return services(lambda _: [SilentActor(facts=facts)], patches, folder)
+
+    async def place(*_: Any) -> tuple[list[Any], str]:
+        return [SilentActor(facts=facts)], "127.0.0.1"
+
+    return services(place, patches, folder)
+
+
+def no_room(patches: pytest.MonkeyPatch) -> AbstractAsyncContextManager[None]:
+    patches.setattr(wire.room, "SAY_AFTER_S", 0.01)
+    needs = Needs("replica-7", {"rollout": 1})
+    return under_way(until_found(needs, lambda _: False, lambda: ({"rollout": 2}, {}), lambda _: None))
 
 
 # --- groups
@@ -410,6 +422,7 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
     ("reward_server.asking", reward_server.asking.QUEUE_IS_FULL): ("judge http", verdicts_of_a_full_service),
     ("reward_server.asking", reward_server.asking.DOES_NOT_ANSWER): ("judge http", verdicts_of_nobody),
     ("trainer.services", trainer.services.PLACES_LEARNER): ("ray", placing),
+    ("wire.room", HAS_NO_ROOM): ("ray for replica-7: 1 x {rollout: 1} needed", no_room),
     ("trainer.services", trainer.services.STARTS): ("judge", judge_start),
     ("trainer.services", trainer.services.IS_ASKED): ("judge http", asking_who_judges),
     ("trainer.pipeline", trainer.pipeline.IN_THE_MAKING): ("group 7", taking_groups),

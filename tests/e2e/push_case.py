@@ -68,8 +68,9 @@ async def compare(case: dict[str, Any]) -> list[dict[str, Any]]:
         learner_timeout_s=200,
     )
     with ray_cluster(settings):
-        learner = Learner(place_learner(settings), settings)
-        await learner.setup("127.0.0.1")
+        ranks, meeting_host = await place_learner(settings, print)
+        learner = Learner(ranks, settings)
+        await learner.setup(meeting_host)
         findings = [
             await push_step_push(learner, settings, urls, PolicyVersion(0, 2 * index))
             for index, urls in enumerate(case["fleets"])

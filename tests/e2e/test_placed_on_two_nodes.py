@@ -1,0 +1,116 @@
+"""Parts on two nodes of a real Ray cluster, which are two loopback addresses of this host: each listens on its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import asyncio, sys
+import ray
+from ray.cluster_utils import Cluster
+
+import wire.room
+from reward_server.config import RewardSettings
+from reward_server.placement import place_reward_service, room_for_reward_service
+from rollout_server.config import RolloutSettings
+from rollout_server.placement import PlacedReplica
+from trainer.config import RunSettings
+from trainer.placement import place_learner, stop_host
+from trainer.ranks import Learner
+from wire.errors import ConfigError
+from wire.placement import at_node
+
+folder, ports = sys.argv[1:]
+args = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+cluster = Cluster(initialize_head=True, connect=False, head_node_args={**args, "num_cpus": 1})
+driver = cluster.head_node.node_ip_address
+other = cluster.add_node(node_ip_address="127.0.0.2", num_cpus=1, resources={"rollout": 1, "reward": 1}, **args)
+node = "127.0.0.2"
+wire.room.SAY_AFTER_S = 1.0
+
+
+async def main():
+    said = []
+    known = {"bind_address": "node", "ray_address": cluster.address, "device": "cpu", "log_dir": folder}
+    known |= {"token_file": folder + "/token", "port_range": ports, "startup_timeout_s": 60.0}
+    settings = RunSettings(**known, output_dir=folder, num_learner_ranks=1)
+    assert at_node(settings).bind_address == driver, at_node(settings).bind_address
+
+    placing = asyncio.create_task(place_learner(settings, said.append))  # no node has the resource `learner`
+    while not said:
+        await asyncio.sleep(0.1)
+    assert said == ["no room yet for the learner: it needs 1 x {learner: 1}; missing: learner (0 of 0 free)"], said
+    cluster.add_node(node_ip_address="127.0.0.3", num_cpus=1, resources={"learner": 1}, **args)
+    ranks, host = await placing
+    assert host == "127.0.0.3" and said[-1] == "room for the learner was found", (host, said)
+    lowest = int(ports.partition("-")[0])
+    assert await ranks[0].pick_port.remote() == lowest
+
+    # The model is nowhere, so the programs end: where they would have listened is in their logs and errors.
+    replica = PlacedReplica(RolloutSettings(**known, model_name_or_path="./nowhere"), 0, said.append)
+    try:
+        await replica.start()
+    except Exception as error:
+        print("replica", error)
+    await replica.stop()
+    judge = RewardSettings(**known, judge_urls=["http://127.0.0.9:1"], judge_servers=0, judge_tensor_parallel_size=1)
+    room = room_for_reward_service(judge)
+    await room.found(said.append)
+    service = place_reward_service(judge, room)
+    starting = asyncio.ensure_future(asyncio.wait_for(service.start.remote(), 50))
+    import urllib.request, urllib.error
+    for _ in range(300):
+        await asyncio.sleep(0.1)
+        try:
+            urllib.request.urlopen(f"http://{node}:{lowest}/health", timeout=1)
+        except urllib.error.HTTPError as error:
+            assert error.code == 503
+            print("the reward service listens on its node")
+            break
+        except OSError:
+            pass
+    starting.cancel()
+    await asyncio.to_thread(stop_host, service)
+    try:
+        away = RolloutSettings(**{**known, "bind_address": "192.0.2.77"}, model_name_or_path="./nowhere")
+        room = PlacedReplica(away, 1, said.append)
+        await room.start()
+    except ConfigError as error:
+        print("mistake", error)
+    await room.stop()
+
+
+try:
+    ray.init(address=cluster.address, log_to_driver=False)
+    asyncio.run(main())
+    print("all is well")
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+def test_each_part_listens_on_its_own_node_in_the_range_and_missing_resources_are_named(tmp_path: Path) -> None:
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), "23300-23309"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    told = done.stdout + done.stderr
+    assert "all is well" in done.stdout, told
+    assert "the reward service listens on its node" in done.stdout, told
+    assert "mistake replica-1: bind_address 192.0.2.77 is carried by no interface of host" in done.stdout, told
+    assert "replica replica-0 ended with exit code 1" in done.stdout, told

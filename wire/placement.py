@@ -1,0 +1,80 @@
+"""Every package's door to Ray: the cluster that a program joins, the node that it runs on, and room for a part.
+
+A service that knows no `ray_address` never comes here, and Ray is not imported.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from wire.address import NODE
+from wire.errors import ConfigError
+from wire.room import Needs, until_found
+from wire.settings import Settings
+
+
+@contextmanager
+def joined_cluster(ray_address: str) -> Iterator[None]:
+    """Be a member of the cluster at `ray_address` while the context is open.
+
+    Raises:
+        ConfigError: no cluster answers there.
+    """
+    try:
+        ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ConfigError(f"ray_address {ray_address!r}: {error}; start Ray there with `ray start --head`") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def at_node(settings: Settings) -> Settings:
+    """The settings with `bind_address: node` replaced by the address by which Ray knows this process's node."""
+    if settings.bind_address != NODE:
+        return settings
+    return replace(settings, bind_address=ray.util.get_node_ip_address())
+
+
+def resources() -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """The cluster's resources: in all, and free."""
+    return ray.cluster_resources(), ray.available_resources()
+
+
+class Room:
+    """Places in the cluster, packed on as few nodes as hold them; they are kept until `give_back`.
+
+    Args:
+        part: who will be there, as a message calls it.
+        each: what one place has; zeros are left out.
+        num: of places.
+    """
+
+    def __init__(self, part: str, each: Mapping[str, float], num: int = 1) -> None:
+        self._needs = Needs(part, {name: amount for name, amount in each.items() if amount}, num)
+        self._group = placement_group([dict(self._needs.each)] * num, strategy="PACK")
+
+    async def found(self, say: Callable[[str], None]) -> None:
+        """Return when all places are there; `say` is told what is missing where that takes long. No deadline."""
+        await until_found(self._needs, self._group.wait, resources, say)
+
+    def place(self, index: int = 0) -> PlacementGroupSchedulingStrategy:
+        """Where an actor is to be started: in place `index`."""
+        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+
+    def address(self, index: int = 0) -> str:
+        """The address by which Ray knows the node of place `index`, once it is found."""
+        node = placement_group_table(self._group)["bundles_to_node_id"][index]
+        return next(str(row["NodeManagerAddress"]) for row in ray.nodes() if row["NodeID"] == node)
+
+    def give_back(self) -> None:
+        """Let others have it; who is there is ended."""
+        remove_placement_group(self._group)
