@@ -22,12 +22,6 @@ from tests.e2e.cluster.hosts import ROOT, Host
 from tests.e2e.cluster.network import Network
 
 MNT = Path("/mnt")
-# A machine under load answers late; one that is cut off never does. Noticed within about 4 x (1 + 2) s.
-ENVIRONMENT = """
-export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
-export RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=4
-export AUTOSCALER_UPDATE_INTERVAL_S=1 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1
-"""
 SSHD = """
 HostKey /root/.ssh/host_key
 PidFile none
@@ -127,7 +121,7 @@ class _Door(socketserver.ThreadingUnixStreamServer):
 
 def _lay_out(door: Path) -> None:
     """Fill /mnt, a tmpfs that only this world sees, with what hosts take from it as they start."""
-    kept = [path for path in _kept_paths()]
+    kept = _kept_paths()
     handles = [os.open(path, os.O_PATH) for path in (*kept, door)]
     subprocess.run(["mount", "-t", "tmpfs", "world", str(MNT)], check=True)
     targets = [MNT / "keep" / str(number) for number in range(len(kept))]
@@ -136,7 +130,6 @@ def _lay_out(door: Path) -> None:
         subprocess.run(["mount", "--rbind", f"/proc/self/fd/{handle}", str(target)], check=True, pass_fds=[handle])
     for target, path in zip(targets, kept, strict=True):
         target.with_suffix(".path").write_text(str(path))
-    (MNT / "environment").write_text(ENVIRONMENT)
     _make_keys(MNT / "home" / ".ssh")
 
 

@@ -31,10 +31,12 @@ mount --bind /run/shadow /etc/shadow
 
 cat >/root/.bashrc <<RC
 export PATH=$venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export PYTHONPATH=$root PYTHONDONTWRITEBYTECODE=1 HOST_ADDRESS=$address HOST_NAME=$name
-$(cat /mnt/environment)
+export PYTHONPATH=$root PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
 RC
-cp /root/.bashrc /root/.bash_profile
+# Where the project's own commands on a cluster look for it, beside the files that they are given.
+mkdir -p /root/disaggregated-rloo
+ln -s "$venv" /root/disaggregated-rloo/.venv
+echo '. ~/.bashrc' >/root/.bash_profile
 umount -l /mnt
 
 /usr/sbin/sshd -f /root/.ssh/sshd_config -E /run/sshd.log

@@ -30,7 +30,8 @@ class World:
     """A running cloud, and the door to it."""
 
     def __init__(self, door: Path) -> None:
-        self._door = door / "socket"
+        self.door = door
+        self._socket = door / "socket"
         self._process = subprocess.Popen(
             ["unshare", *OWN, "--", sys.executable, "-m", "tests.e2e.cluster.cloud", str(door)],
             cwd=ROOT,
@@ -42,7 +43,7 @@ class World:
 
     def ask(self, verb: str, *, deadline_s: float = 60.0, **of: Any) -> Any:
         """Ask the cloud."""
-        return ask(verb, door=self._door, deadline_s=deadline_s, **of)
+        return ask(verb, door=self._socket, deadline_s=deadline_s, **of)
 
     def run(self, name: str, command: str, timeout_s: float = 60.0) -> str:
         """What a command on a machine prints; AssertionError with all of it where it fails."""
