@@ -60,10 +60,10 @@ class Host:
         """
         pid = self._holder.pid
         enter = ["nsenter", "--target", str(pid), "--mount", "--net", "--uts", "--ipc"]
-        enter += [f"--pid=/proc/{pid}/ns/pid_for_children", "--wd=/root"]
+        enter.append(f"--pid=/proc/{pid}/ns/pid_for_children")
         inside = ["timeout", "--kill-after=5", str(timeout_s), "bash", "--login", "-c", command]
         done = subprocess.run(
-            [*enter, "env", "-i", "HOME=/root", "USER=root", "TERM=dumb", *inside],
+            [*enter, "env", "-i", "--chdir=/root", "HOME=/root", "USER=root", "TERM=dumb", *inside],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
