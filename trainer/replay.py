@@ -13,9 +13,11 @@ import asyncio
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,9 +196,10 @@ async def _replayed(
 
     recorded = record.step_numbers()
     with ray_cluster(settings):
-        learner = Learner(await asyncio.to_thread(place_learner, settings), settings)
+        ranks, meeting_host = await place_learner(settings, partial(print, file=sys.stderr))
+        learner = Learner(ranks, settings)
         try:
-            await learner.setup(settings.bind_address)
+            await learner.setup(meeting_host)
             if path is not None:
                 await learner.load(str(path.absolute()))
             return {
