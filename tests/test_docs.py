@@ -39,6 +39,7 @@ OTHER_FLAGS = {
     *("model", "host", "port", "max-model-len", "trust-remote-code", "generation-config"),  # vLLM, by hand
     *("head", "node-ip-address", "resources"),  # ray start
     *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
+    *("step", "group", "tolerance"),  # the audit
     *("kills", "folder"),  # the chaos programs
 }
 
