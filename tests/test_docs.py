@@ -43,6 +43,7 @@ OTHER_FLAGS = {
     *("target", "from-file", "nodes"),  # docker build, kubectl, sbatch
     *("head", "address", "node-ip-address", "resources"),  # ray start
     *("logdir", "no-deps", "once", "interval"),  # tensorboard, pip, the live table
+    *("step", "group", "tolerance"),  # the audit
     *("kills", "folder"),  # the chaos programs
     "gamed",  # deploy.toy.make
 }

@@ -38,11 +38,17 @@ from wire.generation import Completion, PolicyVersion
 
 
 class Stepper(Protocol):
-    """The learner as a replay sees it; `trainer.ranks.Learner` is the real one."""
+    """The learner as a step sees it; `trainer.ranks.Learner` is the real one."""
 
     async def reference(self, samples: Sequence[Sample]) -> list[Logprobs]: ...
 
     async def step(self, batch: Sequence[Sequence[MiniBatch]]) -> StepStats: ...
+
+
+class Restorable(Stepper, Protocol):
+    """The learner as a replay sees it."""
+
+    async def load(self, folder: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class Comparison:
 
     def line(self, step: str, tolerance: float) -> str:
         """For a person."""
-        verdict = ("agrees" if self.agrees(tolerance) else "DIFFERS") if self.is_compared else "is not compared"
-        return f"step {step}: {self.what} {verdict} ({self.detail})"
+        verdict = ("same" if self.agrees(tolerance) else "DIFFERS") if self.is_compared else "not compared"
+        return f"step {step}, {self.what}: {verdict} ({self.detail})"
 
     def agrees(self, tolerance: float) -> bool:
         """Whether it is no more than rounding; NaN is more."""
@@ -117,6 +123,33 @@ def _has_completions(record: Record, group: RecordedGroup) -> bool:
     return group.numbers is not None and set(range(group.num_completions)) <= set(record.completions(group.occurrence))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a replay makes once more: `kept`, the groups of each step, on what `checkpoint` holds (None: the untrained
+    policy)."""
+
+    settings: RunSettings
+    checkpoint: Path | None
+    kept: Mapping[PolicyVersion, Sequence[KeptGroup]]
+
+    @classmethod
+    def of(cls, record: Record, folder: Path, step: int) -> Plan:
+        """Up to `step` from the nearest checkpoint in the run's folder.
+
+        Raises:
+            ConfigError: no checkpoint before it is kept together with all completions since.
+        """
+        checkpoints = checkpoints_of(record, folder)
+        start = _start(record, step, checkpoints)
+        versions = [version for version in record.surviving.steps if start < version.step <= step]
+        settings = record.settings_of(versions[-1])
+        if settings is None:
+            raise ConfigError(f"the ledger does not have the settings under which step {step} was made")
+        prompts = training_material(settings).prompts
+        kept = {version: _kept_groups(record, version, prompts) for version in versions}
+        return cls(settings, checkpoints.get(start), kept)
+
+
 def replay_lines(record: Record, folder: Path, step: int, tolerance: float) -> tuple[list[str], bool]:
     """Replay a step; returns a line for each thing compared, and whether all agree.
 
@@ -124,22 +157,14 @@ def replay_lines(record: Record, folder: Path, step: int, tolerance: float) -> t
         ConfigError: no checkpoint before it is kept together with all completions since.
         ServiceError: the learner failed.
     """
-    checkpoints = checkpoints_of(record, folder)
-    start = _start(record, step, checkpoints)
-    versions = [version for version in record.surviving.steps if start < version.step <= step]
-    settings = record.settings_of(versions[-1])
-    if settings is None:
-        raise ConfigError(f"the ledger does not have the settings under which step {step} was made")
-    prompts = training_material(settings).prompts
-    kept = {version: _kept_groups(record, version, prompts) for version in versions}
-    path = checkpoints.get(start)
-    origin = f"from {path}" if path else "from the untrained policy"
+    plan = Plan.of(record, folder, step)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not settings.ray_address:
+    if not plan.settings.ray_address:
         prepare_embedded_ray()
     with Supervised():
-        found = asyncio.run(_replayed(record, settings, path, kept))
-    lines = [f"replayed {_ranges([v.step for v in versions])} {origin}; tolerance {tolerance:g}"]
+        found = asyncio.run(_on_ray(record, plan))
+    origin = f"from {plan.checkpoint}" if plan.checkpoint else "from the untrained policy"
+    lines = [f"replayed {_ranges([v.step for v in plan.kept])} {origin}; tolerance {tolerance:g}"]
     for version, comparisons in found.items():
         lines += [comparison.line(version.label, tolerance) for comparison in comparisons]
     return lines, all(c.agrees(tolerance) for comparisons in found.values() for c in comparisons)
@@ -187,27 +212,30 @@ def _kept_groups(record: Record, version: PolicyVersion, prompts: Sequence[Promp
     return kept
 
 
-async def _replayed(
-    record: Record, settings: RunSettings, path: Path | None, kept: dict[PolicyVersion, list[KeptGroup]]
-) -> dict[PolicyVersion, list[Comparison]]:
+async def _on_ray(record: Record, plan: Plan) -> dict[PolicyVersion, list[Comparison]]:
     # They import Ray, which must find its environment prepared.
     from trainer.placement import place_learner, ray_cluster
     from trainer.ranks import Learner
 
-    recorded = record.step_numbers()
-    with ray_cluster(settings):
-        ranks, meeting_host = await place_learner(settings, partial(print, file=sys.stderr))
-        learner = Learner(ranks, settings)
+    with ray_cluster(plan.settings):
+        ranks, meeting_host = await place_learner(plan.settings, partial(print, file=sys.stderr))
+        learner = Learner(ranks, plan.settings)
         try:
             await learner.setup(meeting_host)
-            if path is not None:
-                await learner.load(str(path.absolute()))
-            return {
-                version: await compared(learner, version, groups, recorded[version] or {}, settings)
-                for version, groups in kept.items()
-            }
+            return await replayed(record, plan, learner)
         finally:
             await learner.close()
+
+
+async def replayed(record: Record, plan: Plan, learner: Restorable) -> dict[PolicyVersion, list[Comparison]]:
+    """Restore the learner, which is up, make the plan's steps, and compare each with its record."""
+    recorded = record.step_numbers()
+    if plan.checkpoint is not None:
+        await learner.load(str(plan.checkpoint.absolute()))
+    return {
+        version: await compared(learner, version, groups, recorded[version] or {}, plan.settings)
+        for version, groups in plan.kept.items()
+    }
 
 
 async def compared(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.conftest import START_S, Program
+from tests.e2e.conftest import ROOT, START_S, Program
 from trainer.supervisor import RUN_ENV
 from wire.token import auth_headers, read_token
 
@@ -212,6 +214,30 @@ def test_the_final_policy_loads_with_transformers(run: Observed) -> None:
 def test_checkpoints_are_rotated_and_whole(run: Observed) -> None:
     assert sorted(path.name for path in run.output_dir.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert json.loads((run.output_dir / "checkpoint-4" / "state.json").read_text())["step"] == 4
+
+
+def audited(run: Observed, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer.audit", str(run.output_dir), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=START_S)
+
+
+def test_the_audit_of_the_run_finds_nothing(run: Observed) -> None:
+    done = audited(run)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "nothing is wrong"), done.stdout + done.stderr
+    shown = audited(run, "--group", "40")
+    assert shown.returncode == 0 and "trained on in step" in shown.stdout, shown.stderr
+    assert shown.stdout.count("\ncompletion ") == 4 and "\nverdict on completion" in shown.stdout
+
+
+def test_a_replayed_step_is_what_it_was(run: Observed) -> None:
+    done = audited(run, "--step", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()[-4:]
+    assert [line.partition(" (")[0] for line in lines if ", KL: " not in line] == [
+        f"step 0.3, {what}: same" for what in ("loss", "gradient norm", "advantages")
+    ]
+    refused = audited(run, "--step", "1")
+    assert refused.returncode == 2 and "What can be: steps 3 to 4 (kept checkpoints: 2, 4;" in refused.stderr
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])

@@ -1,8 +1,11 @@
-"""A step made once more, and a group shown; the real learner replays one in `tests/e2e/test_run.py`."""
+"""A step made once more, and a group shown."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from trainer.replay import KeptGroup, checkpoints_of, compared, replay_lines, re
 from trainer.stats import StepStats
 from wire.errors import ConfigError
 from wire.generation import PolicyVersion
+
+ROOT = Path(__file__).parents[2]
 
 
 class Again:
@@ -144,6 +149,25 @@ def test_a_step_that_cannot_be_replayed_is_a_mistake_with_what_can_be(run: Path)
         replay_lines(record, run, 2, 1e-5)
 
 
+@pytest.mark.timeout(500)
+def test_a_real_learner_makes_a_step_again_and_one_altered_token_shows(tmp_path: Path) -> None:
+    if not (ROOT / ".cache" / "toy" / "policy" / "config.json").exists():
+        pytest.skip("no toy models in .cache/toy: run `make toy`")
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    for what in ("train", "replay"):
+        command = [sys.executable, "-m", "tests.trainer.replay_case", what, str(tmp_path)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert found(tmp_path) == []
+    untouched, altered = json.loads((tmp_path / "lines.json").read_text())
+    assert [line.partition(" (")[0] for line in untouched] == [
+        "step 0.3, loss: same", "step 0.3, gradient norm: same", "step 0.3, KL: same", "step 0.3, advantages: same",
+    ]  # fmt: skip
+    assert altered[1].startswith("step 0.3, gradient norm: DIFFERS") and altered[2].startswith("step 0.3, KL: DIFFERS")
+
+
 class Words:
     """A tokenizer whose tokens are numbers."""
 
@@ -171,7 +195,7 @@ def test_a_group_is_shown_with_all_that_is_known_of_it(run: Path) -> None:
     for (first, second, vote), (scores, ranking, _) in zip(numbers["pairs"], numbers["judged"], strict=True):
         said = f"scores {scores[0]:g} and {scores[1]:g}, ranking {ranking}"
         place = lines.index(f"verdict on completions {first} and {second} (vote {vote}): {said}")
-        assert lines[place + 1] == f"    on {text_of(5, first)} and {text_of(5, second)}".rstrip()
+        assert lines[place + 1] == f"    on {text_of(5, first).strip()} and {text_of(5, second).strip()}"
 
 
 def test_of_a_pruned_group_the_numbers_are_shown(run: Path) -> None:
