@@ -15,6 +15,8 @@ from reward_server.config import RewardSettings
 from reward_server.instruments import Instruments
 from reward_server.pairings import drawn_order
 from tests.serving import running_app
+from trainer.config import RunSettings
+from trainer.services import second_judges
 from wire.errors import ServiceError, Unauthorized
 from wire.judgement import Message, Verdict
 from wire.token import auth_headers
@@ -135,6 +137,18 @@ async def test_a_call_of_the_background_comes_back_until_no_other_call_waits(app
         pool.is_full = False
         assert (await in_background).scores == (4, 2)
     assert judge.asked[1] == (CONVERSATION, ("a 4", "b 2"), 7)
+
+
+async def test_a_second_judge_is_joined_by_its_url_and_must_take_the_token(app):
+    async with running_app(app) as url:
+        settings = RunSettings(device="cpu", second_reward_url=url)
+        async with second_judges(settings, TOKEN) as (judge,):
+            assert (await judge.judge(CONVERSATION, ("a 4", "b 2"), 7, background=True)).scores == (4, 2)
+        with pytest.raises(Unauthorized):
+            async with second_judges(settings, "wrong"):
+                pass
+    async with second_judges(RunSettings(device="cpu"), TOKEN) as nobody:
+        assert nobody == []
 
 
 async def test_a_ring_of_the_client_equals_a_group_of_the_server(app, judge):

@@ -58,8 +58,11 @@ async def test_a_run_exports_after_each_step_that_is_due(tmp_path: Path) -> None
     unused: Any = None
     pipeline: Any = SimpleNamespace(next_occurrence=4, taken_ahead=set())
     run = Run(settings, unused, "token", parts, lambda line: None, unused, unused)
+    told: list[int] = []
+    contest: Any = SimpleNamespace(begin_if_due=told.append)
     for step in range(1, 6):
-        await run._checkpoint(unused, PolicyVersion(0, step), pipeline)
+        await run._checkpoint(unused, contest, PolicyVersion(0, step), pipeline)
+    assert told == [1, 2, 3, 4, 5]
     assert whole(tmp_path) == {"export-2/model.safetensors", "export-4/model.safetensors"}
 
 

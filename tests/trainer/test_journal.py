@@ -88,6 +88,16 @@ async def test_tensorboard_reads_back_every_step(tmp_path: Path) -> None:
     assert all(0.0015 <= seconds < 1 for seconds in values(events, "time/wait").values())
 
 
+async def test_what_comes_after_the_last_step_is_logged_with_it(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    journal = Journal(settings, first_step=0, stop_token_ids=(2,), waits=lambda: "the judge")
+    async with journal:
+        journal.record(PolicyVersion(0, 1), [group()], STATS, lags=[0], num_dropped=0)
+        journal.note(1, {"eval/win_rate": 0.75})
+        assert journal.latest["eval/win_rate"] == 0.75 and journal.latest["step"] == 1
+    assert values(read(settings), "eval/win_rate") == {1: 0.75}
+
+
 async def test_what_is_not_a_number_is_not_written(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     await write(settings)
