@@ -1,4 +1,4 @@
-"""Shell commands really run, with recorders in place of `ray` and other programs: they note how they were called.
+"""Shell commands really run, with recorders in place of `ray` and other programs, which write down their arguments.
 
 What a shell makes of quotes, `case` and variables is seen, and nothing is started.
 """

@@ -32,8 +32,9 @@ async def leave(case: dict[str, Any]) -> None:
     samples = samples_of(16)
     Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
     with ray_cluster(settings):
-        learner = Learner(place_learner(settings), settings)
-        await learner.setup("127.0.0.1")
+        ranks, meeting_host = await place_learner(settings, print)
+        learner = Learner(ranks, settings)
+        await learner.setup(meeting_host)
         batch = build_batch(samples, num_ranks=1, num_mini_batches=1, token_budget=settings.microbatch_tokens)
         await learner.step(batch)
         await Checkpoints(settings).save(learner, PolicyVersion(0, 1), next_prompt=16)
