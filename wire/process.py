@@ -6,6 +6,7 @@ Ctrl-C in a terminal reaches the program that decides in which order things stop
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from wire.address import interface_of
 from wire.errors import ServiceError
 from wire.ports import claimed_port
 
@@ -32,10 +34,17 @@ def free_port(address: str, port_range: str | None = None) -> int:
     ends, or `wire.ports.release`.
 
     Raises:
-        ConfigError: `port_range` has no free port.
+        ConfigError: `port_range` has no free port, or the address is not this host's.
     """
-    if port_range is not None:
-        return claimed_port(address, port_range)
+    try:
+        return claimed_port(address, port_range) if port_range is not None else _any_free_port(address)
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            interface_of(address)  # there is none, and it says which there are
+        raise
+
+
+def _any_free_port(address: str) -> int:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))

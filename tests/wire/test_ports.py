@@ -63,6 +63,9 @@ def test_an_exhausted_range_is_named_and_a_port_that_was_given_back_is_chosen_ag
 def test_an_address_of_another_host_is_no_exhausted_range(three: str) -> None:
     with pytest.raises(OSError, match="Cannot assign"):
         claimed_port("192.0.2.77", three)
+    for port_range in (None, three):
+        with pytest.raises(ConfigError, match=r"bind_address 192.0.2.77 is carried by no interface"):
+            free_port("192.0.2.77", port_range)
     with pytest.raises(OSError, match="Cannot assign"):
         bound_in_range("192.0.2.77", three, lambda port: socket.create_server(("192.0.2.77", port)))
 
