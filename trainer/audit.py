@@ -87,12 +87,8 @@ def _summary(record: Record, num_from_numbers: int) -> str:
     return f"{len(steps)} steps of {num} groups{pruned}{last}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read, check, print.
-
-    Raises:
-        ConfigError: there is no ledger, no such group, or the step cannot be replayed.
-    """
+def arguments_in(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="trainer.audit", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's output_dir")
     what = parser.add_mutually_exclusive_group()
@@ -101,7 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tolerance", type=float, default=1e-5, help="of a replay: largest relative difference that is none"
     )
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read, check, print.
+
+    Raises:
+        ConfigError: there is no ledger, no such group, or the step cannot be replayed.
+    """
+    arguments = arguments_in(argv)
     with recorded(arguments.run) as record:
         if arguments.group is not None:
             print("\n".join(group_lines(record, arguments.group, training_material)))

@@ -22,6 +22,8 @@ from reward_server.check import CheckSettings
 from reward_server.config import RewardSettings
 from rollout_server.config import RolloutSettings
 from rollout_server.scale import CHECKSUMS, ScaleSettings
+from trainer.answering import AnswerSettings
+from trainer.audit import arguments_in
 from trainer.config import RunSettings
 from wire.scaling import take_command
 from wire.settings import parse_settings
@@ -85,6 +87,8 @@ def _status(argv: list[str]) -> None:
 
 PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
     "trainer.main": _settings(RunSettings, strict=True),
+    "trainer.audit": arguments_in,
+    "trainer.evaluate": _settings(AnswerSettings),
     "trainer.status": _status,
     "reward_server.check": _settings(CheckSettings),
     "reward_server.main": _settings(RewardSettings),
