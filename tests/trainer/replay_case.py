@@ -99,6 +99,7 @@ async def replay(settings: RunSettings, learner: Learner, folder: Path) -> None:
     """As it was, and with one token of one completion altered."""
     with recorded(folder) as record:
         plan, version = Plan.of(record, folder, STEPS), PolicyVersion(0, STEPS)
+        await learner.setup(settings.bind_address)
         found = [(await replayed(record, plan, learner))[version]]
         await learner.load(str(plan.checkpoint))
         altered = [_with_another_token(plan.kept[version][0]), *plan.kept[version][1:]]
