@@ -420,5 +420,6 @@ def _numbers(group: Group) -> str:
         "unjudged": group.verdict.unjudged,
         "same_as": group.verdict.same_as,
     }
-    marks = completion_marks(group.completions) | verdict_marks([each.verdict for each in placed])
+    verdicts = verdict_marks([each.verdict for each in placed], LASTING)
+    marks = completion_marks(group.completions) | verdicts
     return json.dumps(numbers | {"marks": number_marks(numbers) | marks})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -70,11 +70,15 @@ def completion_marks(completions: Sequence[Completion]) -> dict[str, list[str]]:
     return {name: [row[index] for row in rows] for index, name in enumerate(COMPLETION_FIELDS)}
 
 
-def verdict_marks(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
-    """The judgements' names, and the marks of what the judge wrote."""
+def verdict_marks(verdicts: Sequence[Verdict], lasting: Container[str | None]) -> dict[str, list[str]]:
+    """The judgements' names, and the marks of what the judge wrote; empty where `missing` is none of `lasting`.
+
+    What a server says when it fails is not the judge's word, and may be another the next time.
+    """
+    texts = [verdict.text if verdict.missing in lasting else None for verdict in verdicts]
     return {
         "verdict_keys": [verdict.key for verdict in verdicts],
-        "verdict_texts": [short_digest(verdict.text.encode(errors="surrogatepass")) for verdict in verdicts],
+        "verdict_texts": ["" if t is None else short_digest(t.encode(errors="surrogatepass")) for t in texts],
     }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sqlite3
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from trainer.shaping import characters_of, group_length_terms
 from trainer.stats import StepStats
 from wire.errors import ConfigError
 from wire.generation import Completion, PolicyVersion, VersionSpan
-from wire.judgement import GroupVerdict, Verdict
+from wire.judgement import GroupVerdict, MissingReason, Verdict
 
 K = 4
 SETTINGS: dict[str, Any] = {
@@ -51,9 +52,15 @@ def text_of(occurrence: int, k: int) -> str:
     return f"answer {occurrence} {min(k, 2)} " + "o" * min(k, 2)
 
 
-async def made(ledger: Ledger, occurrence: int, label: str, settings: RunSettings) -> Group:
-    """A group as the collector makes it, of a judge whose verdicts are drawn from the answers."""
-    memory = ledger.recall(occurrence, 0)
+async def made(
+    ledger: Ledger,
+    occurrence: int,
+    label: str,
+    settings: RunSettings,
+    missing: Mapping[int, MissingReason] | None = None,
+) -> Group:
+    """A group as the collector makes it, of a judge whose verdicts are drawn from the answers; `missing`: by call."""
+    memory, calls = ledger.recall(occurrence, 0), itertools.count()
 
     async def judge_pair(first: str, second: str | None, seed: int, vote: int) -> Verdict:
         key = digest(first, second, seed, vote)
@@ -63,6 +70,9 @@ async def made(ledger: Ledger, occurrence: int, label: str, settings: RunSetting
         verdict = Verdict(
             scores=scores, ranking=ranking, text=f"on {first} and {second}", key=key, seconds=time.perf_counter()
         )
+        reason = (missing or {}).get(next(calls))
+        if reason is not None:
+            verdict = Verdict(missing=reason, text="hm", key=key)
         memory.note(seed, vote, verdict)
         return verdict
 
@@ -312,6 +322,18 @@ async def test_of_what_is_pruned_the_numbers_are_checked_and_it_is_said(
     numbers["marks"] |= number_marks(numbers)
     lines = found(tmp_path, ("UPDATE trained SET numbers = ? WHERE occurrence = 0", (json.dumps(numbers),)))
     assert any("prompt 0 (step 0.1), completion" in line and "its verdicts give" in line for line in lines)
+
+
+async def test_a_verdict_that_was_lost_is_not_missed_and_one_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, judge_aggregation="least_squares")
+    async with Ledger.open(settings, None, lambda _: None) as ledger:
+        group = await made(ledger, 1, "0.0", settings, missing={0: "refused", 1: "unreadable"})
+        groups = step_advantages([group], settings)
+        await ledger.record_step(PolicyVersion(0, 1), groups, StepStats(), dropped=[(0, "no scores")])
+    assert found(tmp_path) == []
+    assert [judged[2] for judged in numbers_of(tmp_path, 1)["judged"]].count(None) == 1
+    lines = found(tmp_path, "UPDATE verdicts SET verdict = replace(verdict, 'unreadable', 'too_long')")
+    assert len(lines) == 1 and lines[0].endswith("missing is too_long, and unreadable was trained on")
 
 
 async def test_the_bound_on_lag_is_the_runs_own(tmp_path: Path) -> None:
