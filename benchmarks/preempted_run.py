@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from benchmarks.preemption import Absence
 from benchmarks.standin_fleet import StandInFleet
 from benchmarks.standin_services import StandInJudge, StandInRank
-from rollout_server.client import CompletionFutures, RolloutClient, Sampling
+from rollout_server.client import CompletionFutures, Order, RolloutClient, Sampling
 from rollout_server.fleet import Fleet
 from rollout_server.membership import Replica
 from trainer.collect import Collector
@@ -112,20 +112,18 @@ class WatchedClient(RolloutClient):
         self._recorder = recorder
         self._lost: dict[int, float] = {}  # when a prompt's replica failed it, by the prompt's seed
 
-    async def _try(
-        self, replica: Replica, futures: CompletionFutures, token_ids: Sequence[int], seed: int, salt: str
-    ) -> Exception | None:
-        lost = self._lost.pop(seed, None)
+    async def _try(self, replica: Replica, futures: CompletionFutures, order: Order) -> Exception | None:
+        lost = self._lost.pop(order.seed, None)
         if lost is not None:
             self._recorder.reroutes.append(time.monotonic() - lost)
         missing = [future for future in futures if not future.done()]
         for future in missing:
             future.add_done_callback(self._note)
-        problem = await super()._try(replica, futures, token_ids, seed, salt)
+        problem = await super()._try(replica, futures, order)
         for future in missing:
             future.remove_done_callback(self._note)  # one that is done has called it, or is about to
         if problem is not None:
-            self._lost[seed] = time.monotonic()
+            self._lost[order.seed] = time.monotonic()
         return problem
 
     def _note(self, done: asyncio.Future[Completion]) -> None:

@@ -219,9 +219,10 @@ class Contest:
             await asyncio.to_thread(write_answers, folder, self._initial)
 
     def begin_if_due(self, step: int) -> None:
-        """A step is done: begin an evaluation where it is time for one, unless the one before still runs."""
+        """A step is done: begin an evaluation where it is time for one, unless the one before still runs. That of the
+        last step is for `finish`."""
         self._collect()
-        if not self.is_on or step % self._settings.eval_steps:
+        if not self.is_on or step % self._settings.eval_steps or step >= self._settings.num_steps:
             return
         if self._running is not None:
             self._skip(f"evaluation {step} is left out: that of step {self._running_step} still runs")
@@ -246,6 +247,7 @@ class Contest:
                     f"evaluation {step} is left out: it did not end within {self._settings.eval_wait_s:g} s; raise "
                     "eval_wait_s"
                 )
+                await self._cancel()
             self._collect()
 
     def metrics(self) -> dict[str, float]:
