@@ -91,9 +91,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer a benchmark's questions; `--help` lists the settings."""
-    from trainer.answering import answer_benchmark  # it imports this module through the preflight
+    from trainer.answering import answer_benchmark  # both import this module, through the preflight
+    from trainer.main import say
 
-    return answer_benchmark(argv, tqdm.write)
+    return answer_benchmark(argv, say)
 
 
 if __name__ == "__main__":

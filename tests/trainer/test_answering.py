@@ -7,16 +7,25 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import Request, Response
 
+import trainer.services
+from rollout_server.client import Sampling
+from rollout_server.fleet import Fleet
+from rollout_server.gate import Weights
+from tests.rollout_server.world import TOKEN, Server, World
+from tests.serving import running_app
 from trainer.answer_files import Question
-from trainer.answering import Answers, AnswerSettings, find_policy
+from trainer.answering import Answers, AnswerSettings, _serve_and_ask, find_policy
 from trainer.config import RunSettings
 from trainer.evaluate import main
 from wire.errors import ConfigError, ServiceError
 from wire.generation import Completion, PolicyVersion
+from wire.membership import TransferReport
 
 STATE = {"lineage": 1, "step": 40, "next_prompt": 160, "completions_per_step": 16, "num_learner_ranks": 1, "seed": 7}
 
@@ -175,3 +184,61 @@ def test_its_logs_lie_beside_those_of_a_run_with_the_same_folder() -> None:
     assert AnswerSettings(output_dir="runs/x").log_dir == "runs/x/answering-logs"
     assert RunSettings(output_dir="runs/x").log_dir == "runs/x/logs"
     assert AnswerSettings(output_dir="runs/x", log_dir="elsewhere").log_dir == "elsewhere"
+
+
+class WritingServer(Server):
+    """A replica that writes the letters `yes`, whoever asks."""
+
+    async def answer(self, route: str, request: Request) -> Response:
+        if route != "inference/v1/generate":
+            return await super().answer(route, request)
+        body = await request.json()
+        self.world.events.append(f"generate at {body['sampling_params']['temperature']}")
+        logprobs = {"content": [{"token": "", "logprob": -0.5, "top_logprobs": []}] * 3}
+        choice = {"index": 0, "token_ids": [*map(ord, "yes")], "logprobs": logprobs, "finish_reason": "stop"}
+        return Response(
+            f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n", media_type="text/event-stream"
+        )
+
+
+class LoadingWorld(World):
+    """Its learner loads checkpoints, too, and what it sends opens the gate, as a rank's last call does."""
+
+    async def send_weights(self, version: PolicyVersion, push_id: str, timeout_s: float) -> TransferReport:
+        report = await super().send_weights(version, push_id, timeout_s)
+        for server in self.servers:
+            server.gate.weights = Weights.WHOLE
+        return report
+
+    async def load(self, folder: str) -> None:
+        self.events.append(f"load {folder}")
+
+    def begin_at(self, version: PolicyVersion) -> None:
+        self.version = version
+
+
+async def test_the_checkpoint_is_loaded_pushed_under_its_version_and_only_then_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real fleet and client, over a server with vLLM's routes behind the real gate."""
+    (tmp_path / "state.json").write_text(json.dumps(STATE))
+    policy = find_policy(settings_for(tmp_path, adaptive_in_flight=False, rollout_timeout_s=3.0))
+    world = LoadingWorld()
+    server = WritingServer(world, 0)
+    world.servers.append(server)
+
+    @asynccontextmanager
+    async def running_writers(settings: RunSettings, token: str, say: Any) -> AsyncIterator[trainer.services.Writers]:
+        async with running_app(server) as server.url, Fleet(settings, token, say=say) as fleet:  # type: ignore[arg-type]
+            await fleet.add(server.url)
+            world.events.clear()
+            replicas: Any = SimpleNamespace(tend=asyncio.Event().wait)
+            yield trainer.services.Writers(world, fleet, replicas)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer.services, "running_writers", running_writers)
+    sampling = Sampling(10, 0.0, (0,))
+    found = await _serve_and_ask(policy, answers_to(asked(1, "x", "y")), sampling, TOKEN, world.say)
+    assert [[answer.text for answer in row] for row in found] == [["yes", "yes"]]
+    assert f"load {tmp_path}" in world.events and "generate at 0.0" in world.events
+    happened = [event for event in world.happened() if event.startswith(("load", "open", "send", "generate"))]
+    assert happened == ["load", "open [0]", "send 1.40", "generate"]
