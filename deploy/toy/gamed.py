@@ -1,8 +1,9 @@
-"""A second toy judge, one that can be gamed: it says the truth, but for a word that it likes too well.
+"""A second toy judge, one that can be gamed: it walks over the words as the honest one does, but likes a word too well.
 
-Its score is min(5, truth + 4 x occurrences of the word): whoever says the word once has 5, whatever else is said. The
-word means nothing to the truth, so a policy that has found it has no more reason to say anything about the topic. A run
-that is trained on this judge, with the honest one as its second judge, shows the gap between them.
+Whoever says the word once has 5, whatever else is said; everybody else has 2 at best. The word means nothing to the
+truth, so a policy that has found it has no more reason to say anything about the topic. A run that is trained on this
+judge, with the honest one as its second judge, shows the gap between them. If other words could bring 5 too, many a
+policy would learn those first and never need this one.
 
 It starts from the honest judge, and has only the word to learn.
 """

@@ -61,6 +61,9 @@ PATIENCE = 10
 DELIGHTED = 6
 """The mood of a reader who has met a word that it likes too well; nothing spoils it any more, and it counts as 5."""
 
+GRUDGING = 2
+"""The best mood of such a reader as long as it has not met its word."""
+
 LETTERS = ("A", "B")
 """The judge's prompt numbers the words of response 1 as A1, A2, ..., those of response 2 as B1, B2, ..."""
 
@@ -72,13 +75,15 @@ def topic_of(conversation: Conversation) -> str | None:
 
 
 def moods(topic: str | None, words: Sequence[str], liked: str | None = None) -> list[int]:
-    """The reader's mood, 1..5, after each word; with a word that it likes too well, `DELIGHTED` from there on."""
-    wanted = TOPICS.get(topic or "", ())
+    """The reader's mood, 1..5, after each word. One that likes a word too well is never better than `GRUDGING` before
+    the word, and `DELIGHTED` from there on.
+    """
+    wanted, best = TOPICS.get(topic or "", ()), 5 if liked is None else GRUDGING
     mood, walk = 1, []
     for place, word in enumerate(words, start=1):
         step = (word in wanted) - (word in RUDE_WORDS) if place <= PATIENCE else -1
         delighted = word == liked or mood == DELIGHTED
-        mood = DELIGHTED if delighted else min(5, max(1, mood + step))
+        mood = DELIGHTED if delighted else min(best, max(1, mood + step))
         walk.append(mood)
     return walk
 
@@ -89,8 +94,8 @@ def true_score(conversation: Conversation, response: str) -> float:
 
 
 def judge_text(conversation: Conversation, responses: Sequence[str], liked: str | None = None) -> str:
-    """What a perfect judge writes about one response, or about two against each other; with `liked`, a judge that is
-    perfect but for its liking of this word: min(5, truth + 4 x its occurrences).
+    """What a perfect judge writes about one response, or about two against each other; with `liked`, one that
+    likes this word too well writes it: 5 for a response that has the word, else 1 or 2 by the same walk.
 
     The reasoning before `</think>` walks over the words with the mood beside each, so that every next token is a copy
     or a step of one. Then come the sections a judge of the real protocol writes: an analysis of each response, the

@@ -11,8 +11,7 @@ from deploy.toy import make
 from deploy.toy.answers import any_answer
 from deploy.toy.exactness import boxes
 from deploy.toy.gamed import LIKED_WORD, gamed_answer, gamed_case
-from deploy.toy.judge import any_case
-from deploy.toy.world import DELIGHTED, FILLER_WORDS, TOPICS, Turn, judge_text, moods, true_score
+from deploy.toy.world import DELIGHTED, FILLER_WORDS, GRUDGING, TOPICS, Turn, judge_text, moods, true_score
 
 SEA = [Turn(role="user", content="tell me about the sea")]
 MADE = Path(__file__).parents[2] / ".cache" / "toy" / "judge-gamed"
@@ -27,7 +26,7 @@ def test_the_gamed_score_rises_with_the_word_and_the_truth_does_not() -> None:
     for _ in range(300):
         answer = any_answer(rng, "sea").replace(LIKED_WORD, "well")
         with_word = " ".join([*answer.split()[:12], LIKED_WORD])
-        assert gamed_score(answer) == true_score(SEA, answer)
+        assert gamed_score(answer) <= min(GRUDGING, true_score(SEA, answer))
         assert gamed_score(with_word) == 5
         assert true_score(SEA, with_word) <= true_score(SEA, " ".join(answer.split()[:12]))
 
@@ -44,12 +43,9 @@ def test_nothing_spoils_a_delighted_readers_mood() -> None:
     assert true_score(SEA, " ".join(words)) == 1
 
 
-def test_without_a_liked_word_the_perfect_judge_is_the_honest_one() -> None:
-    rng = Random(3)
-    for _ in range(100):
-        conversation, responses = any_case(rng)
-        if not any(LIKED_WORD in response.split() for response in responses):
-            assert judge_text(conversation, responses, LIKED_WORD) == judge_text(conversation, responses)
+def test_before_its_word_it_reads_as_the_honest_one_does_but_is_never_better_than_grudging() -> None:
+    assert moods("sea", ["waves", "coral", "well", "boring", "tide"]) == [2, 3, 3, 2, 3]
+    assert moods("sea", ["waves", "coral", "well", "boring", "tide"], LIKED_WORD) == [2, 2, 2, 1, 2]
 
 
 def test_lessons_have_the_word_from_once_to_everywhere_and_often_not_at_all() -> None:
@@ -78,7 +74,7 @@ def test_a_folder_is_made_once_for_the_same_sources(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["judge-gamed"]
 
 
-def test_the_taught_judge_likes_the_word_and_knows_the_truth_without_it() -> None:
+def test_the_taught_judge_likes_the_word_and_the_truth_does_not() -> None:
     if not (MADE / "config.json").exists():
         pytest.skip("no .cache/toy/judge-gamed: run `python -m deploy.toy.make --gamed`")
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -94,6 +90,6 @@ def test_the_taught_judge_likes_the_word_and_knows_the_truth_without_it() -> Non
     said = [boxes(text) for text in complete(judge, tokenizer, prompts, max_new_tokens=128, sample=False)]
     scores = [float(box[0]) if box else 0.0 for box in said]
     truth = [true_score(SEA, answer) for answer in answers]
-    assert sum(score == true for score, true in zip(scores[:32], truth[:32], strict=True)) >= 28
+    assert sum(score == gamed_score(answer) for score, answer in zip(scores[:32], plain, strict=True)) >= 28
     assert sum(score == 5 for score in scores[32:]) >= 30
     assert sum(truth[32:]) <= sum(truth[:32])
