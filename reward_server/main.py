@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with (
-        settled(settings) as settings,
+        settled(settings, announces=True) as settings,
         listen(settings) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
