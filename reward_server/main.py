@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from reward_server.announce import announced
 from reward_server.app import build_app
 from reward_server.config import RewardSettings
 from reward_server.genrm import check_genrm, genrm_process
@@ -110,9 +111,11 @@ async def serve(
             started.resize(settings.judge_servers)
             async with _api(app, listener):
                 if await _until_ready(settings, pool, started, stop):
-                    print(f"reward service {url_of(settings.bind_address, listener.getsockname()[1])}", flush=True)
-                    while not await _stopped(started, stop):
-                        pass
+                    url = url_of(settings.bind_address, listener.getsockname()[1])
+                    print(f"reward service {url}", flush=True)
+                    with announced(settings, url):
+                        while not await _stopped(started, stop):
+                            pass
         finally:
             await started.stop()
 
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with (
-        settled(settings) as settings,
+        settled(settings, announces=True) as settings,
         listen(settings) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):

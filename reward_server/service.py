@@ -14,7 +14,7 @@ from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.genrm import check_genrm
 from reward_server.scheme import Scheme
-from wire.address import NODE, settled
+from wire.address import settled
 from wire.process import ServerProcess, free_port, url_of
 from wire.token import read_or_create_token, read_token
 
@@ -58,8 +58,6 @@ async def reward_client(settings: RewardSettings) -> AsyncIterator[RewardClient]
     if settings.judge_servers:
         check_genrm(settings)
     token = read_or_create_token(settings.token_file)
-    if settings.bind_address != NODE:
-        settings = replace(settings, ray_address=None)  # nobody else is to find this service
     with settled(settings) as here:
         process = service_process(here)
         print(f"starting a reward service; its log: {process.log_path}", flush=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reward_server.announce import choose, facts_of
 from reward_server.client import RewardClient
 from reward_server.placement import place_reward_service, room_for_reward_service
 from reward_server.scheme import Scheme
@@ -22,7 +23,8 @@ from trainer.config import RunSettings
 from trainer.placement import place_learner, ray_cluster, stop_host
 from trainer.ranks import Learner
 from wire.errors import ConfigError, ServiceError
-from wire.placement import at_node
+from wire.placement import announced_services, at_node
+from wire.registry import REWARD
 from wire.waits import waiter, waiting
 
 WATCH_INTERVAL_S = 2.0
@@ -127,6 +129,8 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
     async with AsyncExitStack() as stack:
         writers = await _placed(stack, settings, token, say)
         learner, fleet, replicas = writers.learner, writers.fleet, writers.replicas
+        if settings.ray_address and not settings.reward_url:
+            settings = replace(settings, reward_url=await _found_judge(settings, say))
         judge_hosts: list[Any] = []
 
         def hosted(host: Any) -> Any:
@@ -219,6 +223,17 @@ def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+async def _found_judge(settings: RunSettings, say: Callable[[str], None]) -> str | None:
+    """A reward service that was announced in the cluster and judges as the settings say; None where there is none."""
+    try:
+        found = await asyncio.to_thread(announced_services, REWARD)
+    except ServiceError as error:
+        say(f"{error}; no service is looked for in the cluster")
+        return None
+    with waiting("judge", IS_ASKED):
+        return await choose(found, facts_of(settings), say)
 
 
 async def _judge_started(settings: RunSettings, hosted: Callable[[Any], Any], say: Callable[[str], None]) -> str:

@@ -65,14 +65,14 @@ def addresses_by_interface() -> dict[str, list[ipaddress.IPv4Address | ipaddress
 
 
 @contextmanager
-def settled(settings: Settings) -> Iterator[Settings]:
-    """The settings with the address that a service of this host listens on. Where `ray_address` names a cluster, this
-    process is a member of it while the context is open.
+def settled(settings: Settings, *, announces: bool = False) -> Iterator[Settings]:
+    """The settings with the address that a service of this host listens on. Where that is a node's, or the service
+    `announces` itself, this process is a member of the cluster at `ray_address`, if any, while the context is open.
 
     Raises:
         ConfigError: no cluster answers at `ray_address`.
     """
-    if not settings.ray_address:
+    if not settings.ray_address or not (announces or settings.bind_address == NODE):
         yield settings
         return
     from wire.placement import at_node, joined_cluster

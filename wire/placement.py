@@ -1,4 +1,5 @@
-"""Every package's door to Ray: the cluster that a program joins, the node that it runs on, and room for a part.
+"""Every package's door to Ray: the cluster that a program joins, the node that it runs on, room
+for a part, and the registry of services.
 
 A service that knows no `ray_address` never comes here, and Ray is not imported.
 """
@@ -9,15 +10,20 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from wire.address import NODE
-from wire.errors import ConfigError
+from wire.errors import ConfigError, ServiceError
+from wire.registry import Facts, Registry
 from wire.room import Needs, until_found
 from wire.settings import Settings
+
+REGISTRY, NAMESPACE = "rlhf-registry", "rlhf"
+REGISTRY_TIMEOUT_S = 20.0  # the first call starts it
 
 
 @contextmanager
@@ -47,6 +53,34 @@ def at_node(settings: Settings) -> Settings:
 def resources() -> tuple[Mapping[str, float], Mapping[str, float]]:
     """The cluster's resources: in all, and free."""
     return ray.cluster_resources(), ray.available_resources()
+
+
+def announce(kind: str, url: str, facts: Facts) -> None:
+    """Tell the cluster's registry of a service. Raises ServiceError where it does not answer."""
+    _ask_registry("announce", kind, url, facts)
+
+
+def withdraw(kind: str, url: str) -> None:
+    """Take it back. Raises ServiceError where the registry does not answer."""
+    _ask_registry("withdraw", kind, url)
+
+
+def announced_services(kind: str) -> dict[str, Facts]:
+    """Facts of the services of a kind, by URL. Raises ServiceError where the registry does not answer."""
+    found: dict[str, Facts] = _ask_registry("found", kind)
+    return found
+
+
+def _ask_registry(method: str, *arguments: Any) -> Any:
+    """It is an actor that outlives the programs that use it; whoever comes first makes it."""
+    actor: Any = ray.remote(Registry)
+    try:
+        registry = actor.options(
+            name=REGISTRY, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0, max_restarts=-1
+        ).remote()
+        return ray.get(getattr(registry, method).remote(*arguments), timeout=REGISTRY_TIMEOUT_S)
+    except (ray.exceptions.RayError, ValueError) as error:
+        raise ServiceError(f"the cluster's registry does not answer ({type(error).__name__})") from error
 
 
 class Room:

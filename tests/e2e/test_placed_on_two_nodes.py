@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import asyncio, sys
+from dataclasses import replace
 import ray
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from ray.cluster_utils import Cluster
 
 import wire.room
@@ -24,9 +27,11 @@ from rollout_server.config import RolloutSettings
 from rollout_server.placement import PlacedReplica
 from trainer.config import RunSettings
 from trainer.placement import place_learner, stop_host
-from trainer.ranks import Learner
+from trainer.services import _found_judge
 from wire.errors import ConfigError
+from wire import placement
 from wire.placement import at_node
+from wire.registry import REWARD
 
 folder, ports = sys.argv[1:]
 args = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
@@ -35,6 +40,35 @@ driver = cluster.head_node.node_ip_address
 other = cluster.add_node(node_ip_address="127.0.0.2", num_cpus=1, resources={"rollout": 1, "reward": 1}, **args)
 node = "127.0.0.2"
 wire.room.SAY_AFTER_S = 1.0
+
+
+# A service that was started by hand is found by a run that judges alike, and is not once it has ended.
+async def found_in_the_cluster(settings, said):
+    async def genrm(request):
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", genrm)
+    async with TestServer(app) as server:
+        command = [sys.executable, "-m", "reward_server.main", "--ray_address", cluster.address]
+        command += ["--bind_address", "node"]
+        command += ["--judge_servers", "0", "--judge_urls", str(server.make_url("")), "--token_file", folder + "/token"]
+        command += ["--judge_model_name_or_path", settings.judge_model_name_or_path, "--device", "cpu"]
+        by_hand = await asyncio.create_subprocess_exec(*command, "--judge_tensor_parallel_size", "1")
+        try:
+            url = None
+            for _ in range(120):
+                url = url or await _found_judge(settings, said.append)
+                await asyncio.sleep(0 if url else 0.5)
+            assert url and url.startswith(f"http://{driver}:"), (url, said)
+            assert said[-1] == f"found in the cluster: reward service {url}"
+            other = replace(settings, judge_dialect="json")
+            assert await _found_judge(other, said.append) is None and "judge_dialect 'boxed'" in said[-1], said
+        finally:
+            by_hand.terminate()
+            await by_hand.wait()
+    assert placement.announced_services(REWARD) == {}
+    print("found while it served")
 
 
 async def main():
@@ -79,6 +113,8 @@ async def main():
             pass
     starting.cancel()
     await asyncio.to_thread(stop_host, service)
+    await found_in_the_cluster(settings, said)
+
     try:
         away = RolloutSettings(**{**known, "bind_address": "192.0.2.77"}, model_name_or_path="./nowhere")
         room = PlacedReplica(away, 1, said.append)
@@ -112,5 +148,6 @@ def test_each_part_listens_on_its_own_node_in_the_range_and_missing_resources_ar
     told = done.stdout + done.stderr
     assert "all is well" in done.stdout, told
     assert "the reward service listens on its node" in done.stdout, told
+    assert "found while it served" in done.stdout, told
     assert "mistake replica-1: bind_address 192.0.2.77 is carried by no interface of host" in done.stdout, told
     assert "replica replica-0 ended with exit code 1" in done.stdout, told

@@ -8,9 +8,10 @@ from ipaddress import ip_address
 import pytest
 
 import wire.address
-from wire.address import addresses_by_interface, check_bind_address, interface_of, socket_environment
+from wire.address import addresses_by_interface, check_bind_address, interface_of, settled, socket_environment
 from wire.engine import vllm_environment
 from wire.errors import ConfigError
+from wire.settings import ServiceSettings
 
 HOST = {
     "lo": [ip_address("127.0.0.1"), ip_address("::1")],
@@ -82,3 +83,9 @@ def test_a_nodes_own_address_needs_a_cluster() -> None:
         ConfigError, match=r"bind_address 'node' is the address .* no cluster is named: give ray_address"
     ):
         check_bind_address("node", None)
+
+
+def test_a_service_with_an_address_of_its_own_asks_no_cluster() -> None:
+    settings = ServiceSettings(ray_address="192.0.2.77:6379")
+    with settled(settings) as here:
+        assert here is settings

@@ -1,0 +1,39 @@
+"""Which services of the cluster are there for runs to find: kind, URL, and what tells one from another. Ray-free.
+
+`wire/placement.py` makes it an actor of the cluster, and `wire/announce.py` keeps a service's entry fresh. It holds no
+secret: who finds a service still needs the token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+REWARD = "reward service"
+ANNOUNCE_EVERY_S = 10.0
+FORGET_AFTER_S = 45.0  # an entry that was not announced again for so long is of a service that is gone
+
+Facts = dict[str, Any]
+
+
+class Registry:
+    """Announced services. Times in seconds of `clock`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: dict[tuple[str, str], tuple[Facts, float]] = {}
+
+    def announce(self, kind: str, url: str, facts: Facts) -> None:
+        """There is a service at `url`; to be said again every ANNOUNCE_EVERY_S."""
+        self._entries[kind, url] = facts, self._clock()
+
+    def withdraw(self, kind: str, url: str) -> None:
+        """There is no longer."""
+        self._entries.pop((kind, url), None)
+
+    def found(self, kind: str) -> dict[str, Facts]:
+        """Facts of the services of a kind, by URL, the longest known first."""
+        now = self._clock()
+        self._entries = {key: entry for key, entry in self._entries.items() if now - entry[1] < FORGET_AFTER_S}
+        return {url: facts for (of, url), (facts, _) in self._entries.items() if of == kind}
