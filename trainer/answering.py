@@ -30,7 +30,6 @@ from trainer.pipeline import IN_THE_MAKING
 from trainer.preflight import check_url
 from trainer.prompts import PromptRenderer, hash_seed
 from trainer.supervisor import Supervised
-from trainer.watchdog import Watchdog
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 from wire.models import check_model
@@ -232,6 +231,8 @@ async def _until_signal(
     assert task is not None
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, task.cancel)
+    from trainer.watchdog import Watchdog  # as above
+
     watchdog = Watchdog(policy.settings.stall_warn_s, policy.settings.stall_stop_s, say)
     return await _first_done([watchdog.watch()], _serve_and_ask(policy, answers, sampling, token, say))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -242,3 +244,9 @@ async def test_the_checkpoint_is_loaded_pushed_under_its_version_and_only_then_a
     assert f"load {tmp_path}" in world.events and "generate at 0.0" in world.events
     happened = [event for event in world.happened() if event.startswith(("load", "open", "send", "generate"))]
     assert happened == ["load", "open [0]", "send 1.40", "generate"]
+
+
+def test_ray_is_not_imported_before_its_environment_is_prepared() -> None:
+    """Its core reads the environment once, at import: an embedded cluster would be open, or refuse its own token."""
+    code = "import sys, trainer.answering, trainer.main; assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
