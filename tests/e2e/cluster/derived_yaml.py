@@ -76,6 +76,8 @@ def _with(flags: Mapping[str, str], command: str) -> str:
     """`ray start` with these flags in place of its own of the same names; any other command as it is."""
     if not re.search(r"\bray start\b", command):
         return command
+    # A machine need not allow the limits of the image.
+    command = re.sub(r"\bulimit -n \d+\s*&&\s*", "", command)
     for flag in flags:
         command = re.sub(rf"\s{flag}(=|\s+)\S+", "", command)
     words = " ".join(f"{flag}={value}" for flag, value in flags.items())
