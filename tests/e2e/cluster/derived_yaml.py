@@ -16,7 +16,10 @@ AUTH = {"ssh_user": "root", "ssh_private_key": "/root/.ssh/id_ed25519"}
 # All hosts share one machine's cores: little of everything, and more patience with a host that answers late.
 START = {"--object-store-memory": "80000000", "--num-cpus": "1"}
 HEAD_START = START | {"--include-dashboard": "false"}
-PATIENCE = "RAY_health_check_failure_threshold=8"
+PATIENCE = (
+    "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=500 RAY_health_check_timeout_ms=1000 "
+    "RAY_health_check_failure_threshold=8 AUTOSCALER_UPDATE_INTERVAL_S=1"
+)
 # An external provider has no defaults: what a real one fills in is named.
 EMPTY: dict[str, Any] = {
     "file_mounts": {},
