@@ -16,7 +16,10 @@ AUTH = {"ssh_user": "root", "ssh_private_key": "/root/.ssh/id_ed25519"}
 # All hosts share one machine's cores: little of everything, and more patience with a host that answers late.
 START = {"--object-store-memory": "80000000", "--num-cpus": "1"}
 HEAD_START = START | {"--include-dashboard": "false"}
-PATIENCE = "RAY_health_check_failure_threshold=8"
+PATIENCE = (
+    "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=500 RAY_health_check_timeout_ms=1000 "
+    "RAY_health_check_failure_threshold=8 AUTOSCALER_UPDATE_INTERVAL_S=1"
+)
 # An external provider has no defaults: what a real one fills in is named.
 EMPTY: dict[str, Any] = {
     "file_mounts": {},
@@ -76,6 +79,8 @@ def _with(flags: Mapping[str, str], command: str) -> str:
     """`ray start` with these flags in place of its own of the same names; any other command as it is."""
     if not re.search(r"\bray start\b", command):
         return command
+    # A machine need not allow the limits of the image.
+    command = re.sub(r"\bulimit -n \d+\s*&&\s*", "", command)
     for flag in flags:
         command = re.sub(rf"\s{flag}(=|\s+)\S+", "", command)
     words = " ".join(f"{flag}={value}" for flag, value in flags.items())
