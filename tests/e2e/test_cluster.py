@@ -22,9 +22,7 @@ SIZES = {"reward": (1, 1), "rollout": (2, 3)}
 # Ray asks a node every 0.5 s, waits 1 s for the answer and gives it up after 8 failures: 12 s; the rest is busy cores.
 NOTICED_S = 40.0
 TOKEN = "~/.config/disaggregated-rloo/token"
-CLUSTER_YAML = ROOT / "deploy" / "cluster.yaml"
-STAND_IN = Path(__file__).parent / "cluster" / "stand_in.yaml"
-REAL: dict[str, Any] = yaml.safe_load((CLUSTER_YAML if CLUSTER_YAML.exists() else STAND_IN).read_text())
+REAL: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "cluster.yaml").read_text())
 
 
 @pytest.fixture
