@@ -15,8 +15,8 @@ import msgspec
 from pydantic import ValidationError
 
 from reward_server.asking import Asking
+from reward_server.config import RewardSettings
 from reward_server.group import judge_group
-from reward_server.pairings import pairing_named
 from reward_server.peer import Call, Peer, Reply, open_session
 from reward_server.scheme import Scheme
 from wire.errors import ServiceError, Unauthorized
@@ -26,7 +26,7 @@ from wire.waits import waiting
 CHECK_TIMEOUT_S = 10.0
 RENDER_TIMEOUT_S = 60.0
 HAS_NO_CONNECTION = "has no free connection"
-DEFAULT_SCHEME = Scheme(pairing_named("ring"))
+DEFAULT_SCHEME = Scheme.of(RewardSettings())
 
 log = logging.getLogger(__name__)
 

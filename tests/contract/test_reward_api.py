@@ -13,7 +13,8 @@ from reward_server.app import build_app
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.instruments import Instruments
-from reward_server.pairings import drawn_order
+from reward_server.pairings import drawn_order, pairing_named
+from reward_server.scheme import Scheme
 from tests.serving import running_app
 from trainer.config import RunSettings
 from trainer.services import second_judges
@@ -182,13 +183,17 @@ async def test_the_client_asks_about_a_pair_before_the_last_completion_exists(ap
         assert None not in (await task).scores
 
 
-async def test_a_missing_verdict_leaves_a_hole_and_no_number(app):
+@pytest.mark.parametrize("aggregation", ["least_squares", "mean"])
+async def test_a_missing_verdict_leaves_a_hole_and_no_number(app, aggregation):
+    """The mean wants a verdict in either place, least squares any verdict at all."""
     texts = ["a 4", "missing", "c 5", "d 3"]
-    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5) as client:
+    scheme = Scheme(pairing_named("ring"), aggregation)
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=5, scheme=scheme) as client:
         group = await client.group(CONVERSATION, [given_text(text) for text in texts], SEED)
     order = drawn_order(4, SEED)
     opposite = order[(order.index(1) + 2) % 4]
-    assert group.scores == tuple(float(texts[k][-1]) if k == opposite else None for k in range(4))
+    scored = {0, 2, 3} if aggregation == "least_squares" else {opposite}
+    assert group.scores == tuple(float(texts[k][-1]) if k in scored else None for k in range(4))
 
 
 async def test_check_says_who_judges(app):

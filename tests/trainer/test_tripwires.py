@@ -221,9 +221,10 @@ async def test_a_stop_leaves_a_checkpoint_of_its_step_and_a_summary(
             await checkpoint(version, SimpleNamespace(next_occurrence=4 * step, taken_ahead=()))
         return version
 
+    no_contest: Any = SimpleNamespace(begin_if_due=lambda _: None)
     monkeypatch.setattr(run, "train", train)
     with pytest.raises(Tripped, match="tripwire kl at step 5"):
-        await work._train(unused, unused, journal)  # type: ignore[arg-type]
+        await work._train(unused, unused, journal, no_contest)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
     assert json.loads((tmp_path / "checkpoint-5" / "state.json").read_text())["next_prompt"] == 20
     assert said[0].startswith("warning: step 2") and said[-1].startswith("checkpoint of step 5")
