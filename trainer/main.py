@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except asyncio.CancelledError:
             say("stopped")
             return 130
+        finally:
+            gc.unfreeze()  # else what libraries free at the interpreter's end is kept alive, and they complain
     report(settings, summary)
     return 0
 
