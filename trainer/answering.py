@@ -25,6 +25,7 @@ from rollout_server.config import RolloutSettings
 from trainer.answer_files import FORMS, Answer, Question, Writer, read_questions, write_answers
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
+from trainer.first_done import first_done
 from trainer.material import load_tokenizer, stop_ids
 from trainer.pipeline import IN_THE_MAKING
 from trainer.preflight import check_url
@@ -190,18 +191,6 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-async def _first_done(watchers: Sequence[Any], work: Any) -> Any:
-    """What the work returns; a watcher ends only by raising, which ends the work."""
-    tasks = [asyncio.ensure_future(part) for part in (*watchers, work)]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(task for task in tasks if task.done()).result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def _serve_and_ask(
     policy: Policy, answers: Answers, sampling: Sampling, token: str, say: Callable[[str], None]
 ) -> list[list[Answer]]:
@@ -220,7 +209,7 @@ async def _serve_and_ask(
             async with RolloutClient(writers.fleet, token, sampling, timeout_s, room=room, least=least) as client:
                 return await answers.ask_all(client, secrets.token_hex(8))
 
-        return await _first_done([writers.watch()], work())
+        return await first_done([writers.watch(), work()])
 
 
 async def _until_signal(
@@ -234,7 +223,7 @@ async def _until_signal(
     from trainer.watchdog import Watchdog  # as above
 
     watchdog = Watchdog(policy.settings.stall_warn_s, policy.settings.stall_stop_s, say)
-    return await _first_done([watchdog.watch()], _serve_and_ask(policy, answers, sampling, token, say))
+    return await first_done([watchdog.watch(), _serve_and_ask(policy, answers, sampling, token, say)])
 
 
 def answer_benchmark(argv: Sequence[str] | None, say: Callable[[str], None]) -> int:

@@ -120,7 +120,7 @@ class LedgerWriter:
                 for text, values in statements:
                     connection.execute(text, values)
             connection.execute("COMMIT")
-        except Exception:
+        except Exception:  # whatever it was, it is the caller's; the database must not stay half way
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise

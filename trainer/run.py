@@ -18,6 +18,7 @@ from trainer.config import RunSettings
 from trainer.contest import Contest
 from trainer.evaluate import HeldOut, evaluate_held_out
 from trainer.export import Exports
+from trainer.first_done import first_done
 from trainer.group import Group
 from trainer.journal import Journal, open_trace, write_summary
 from trainer.ledger import Ledger
@@ -53,7 +54,7 @@ async def run(settings: RunSettings, material: Material, token: str, say: Callab
             asyncio.create_task(watchdog.watch()),
             asyncio.create_task(_serve_and_train(settings, material, token, say, status, trace)),
         ]
-        return await _first_done(tasks)
+        return await first_done(tasks)
 
 
 async def _serve_and_train(
@@ -71,22 +72,10 @@ async def _serve_and_train(
         work = Run(settings, material, token, services, say, status, trace)
         observe = asyncio.create_task(services.observe())
         try:
-            return await _first_done([asyncio.create_task(services.watch()), asyncio.create_task(work.go(started))])
+            return await first_done([asyncio.create_task(services.watch()), asyncio.create_task(work.go(started))])
         finally:
             observe.cancel()
             await asyncio.gather(observe, return_exceptions=True)
-
-
-async def _first_done(tasks: Sequence[asyncio.Task[Any]]) -> Any:
-    """What the first of them that ends returns or raises; the others are cancelled. The last is the work itself, the
-    ones before it watch and end only by raising."""
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(task for task in tasks if task.done()).result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Every package's door to Ray: the cluster that a program joins, the node that it runs on, room
-for a part, and the registry of services.
+"""Every package's door to Ray: the cluster that a program joins, its node, room for a part, the registry of services.
 
 A service that knows no `ray_address` never comes here, and Ray is not imported.
 """

@@ -191,7 +191,10 @@ async def nobody_ready() -> AsyncIterator[None]:
 async def starting() -> AsyncIterator[None]:
     settings = RolloutSettings(device="cpu")
     host = SimpleNamespace(start=forever, stop=asyncio.Event().set)
-    place: Any = lambda _: host  # noqa: E731
+
+    def place(_: int) -> Any:
+        return host
+
     async with Fleet(settings, TOKEN) as fleet:
         replicas = StartedReplicas(settings, fleet, place, lambda _: None)
         async with under_way(replicas.start(1)):
