@@ -85,7 +85,7 @@ async def judge_all(client: RewardClient, seed: int, done: list[GroupVerdict]) -
 
 
 def check_every_verdict(groups: list[GroupVerdict]) -> None:
-    """As many verdicts as were asked for, and each number is the one its judge wrote."""
+    """As many verdicts as were asked for, each number the one its judge wrote, and no score of what nobody judged."""
     verdicts = [placed.verdict for group in groups for placed in group.verdicts]
     assert len(groups) == GROUPS and len(verdicts) == K * GROUPS
     dialect = dialect_named("boxed")
@@ -96,8 +96,12 @@ def check_every_verdict(groups: list[GroupVerdict]) -> None:
         else:
             assert verdict.scores is None and verdict.ranking is None
     for group in groups:
-        missing = {k for p in group.verdicts if p.verdict.missing for k in (p.first, p.second)}
-        assert {k for k, score in enumerate(group.scores) if score is None} == missing
+        given = [placed for placed in group.verdicts if placed.verdict.missing is None]
+        judged = {k for placed in given for k in (placed.first, placed.second)}
+        if {placed.first for placed in given} & {placed.second for placed in given}:
+            assert {k for k, score in enumerate(group.scores) if score is not None} == judged
+        else:  # nobody stood in both places: what the judge likes in a place cannot be told from quality
+            assert set(group.scores) == {None}
     lost = [verdict.missing for verdict in verdicts if verdict.missing not in (None, "unreadable", "too_long")]
     assert lost == []  # the toy judge may stumble over an answer; no verdict is lost to a server
 
