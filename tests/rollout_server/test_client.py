@@ -157,7 +157,7 @@ async def test_a_prompt_of_the_background_is_drawn_its_own_way_when_no_other_wai
     own = Sampling(max_tokens=4, temperature=0.1, stop_token_ids=(2,), top_p=0.5)
 
     async def background(rollouts: RolloutClient) -> Completion:
-        async with rollouts.generate((5,), 1, seed=1000, salt=str, sampling=own, background=True) as futures:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, sampling=own, background=asyncio.Event()) as futures:
             return await futures[0]
 
     async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 0.5, room=2) as rollouts:
@@ -190,7 +190,7 @@ async def test_waiting_for_room_costs_a_prompt_of_the_background_none_of_its_tim
 
         busy = [asyncio.create_task(keep_busy())]
         await asyncio.sleep(0.05)
-        with_room = rollouts.generate((5,), 1, seed=1000, salt=str, background=True)
+        with_room = rollouts.generate((5,), 1, seed=1000, salt=str, background=asyncio.Event())
         async with with_room as futures:
             assert (await futures[0]).token_ids == (10, 2)
         await asyncio.gather(*busy)
@@ -205,7 +205,7 @@ async def test_the_background_gives_way_to_a_push_and_is_written_anew(replicas) 
 
     replicas[0].scripts = [hangs, write_all]
     async with client(replicas[0]) as rollouts:
-        async with rollouts.generate((5,), 1, seed=1000, salt=str, background=True) as futures:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, background=asyncio.Event()) as futures:
             await begun.wait()
             rollouts.give_way()
             assert (await futures[0]).token_ids == (10, 2)

@@ -13,9 +13,10 @@ import pytest
 
 from rollout_server.client import Sampling
 from trainer.config import RunSettings
-from trainer.contest import ANSWERS_AT_ONCE, VERDICTS_AT_ONCE, Contest
+from trainer.contest import Contest
 from trainer.initial_answers import INITIAL_ANSWERS_FILE
 from trainer.prompts import Prompt, hash_seed
+from trainer.round import ANSWERS_AT_ONCE, COMPARISONS_AT_ONCE
 from wire.errors import ConfigError, ServiceError
 from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import Verdict
@@ -44,7 +45,7 @@ class World:
 
     @asynccontextmanager
     async def generate(
-        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str], sampling: Any, background: bool
+        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str], sampling: Any, background: Any
     ) -> AsyncIterator[list[asyncio.Future[Completion]]]:
         assert num == 1
         request = {"seed": seed, "salt": salt(), "sampling": sampling, "background": background}
@@ -71,7 +72,7 @@ class World:
         return Completion(0, ids, (-0.5,) * len(ids), prompt % 4 > 0, spans, "http://replica-0")
 
     async def judge(
-        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: bool = False
+        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: Any = None
     ) -> Verdict:
         self.judging += 1
         self.most_judging = max(self.most_judging, self.judging)
@@ -135,17 +136,17 @@ async def test_answers_are_drawn_as_the_settings_say_in_the_background_and_few_a
     world = World()
     async with contest(world, eval_temperature=0.6) as running:
         await running.meet(tmp_path)
-        assert not any(request["background"] for request in world.requests)
+        assert all(request["background"] is None for request in world.requests)
         initial, world.requests, world.most_writing = world.requests, [], 0
         world.live = PolicyVersion(0, 10)
         running.begin_if_due(10)
         await settled(running)
     assert len(initial) == len(world.requests) == NUM
-    assert all(request["background"] for request in world.requests)
+    assert not any(request["background"].is_set() for request in world.requests)
     assert world.requests[0]["sampling"] == Sampling(64, 0.6, (2,), 0.9)
     assert world.requests[3]["seed"] == hash_seed(42, "eval", 3, "0.10") != initial[3]["seed"]
     assert world.requests[0]["salt"].endswith("-0.10") and initial[0]["salt"].endswith("-0.0")
-    assert world.most_writing == ANSWERS_AT_ONCE and world.most_judging == 2 * VERDICTS_AT_ONCE
+    assert world.most_writing == ANSWERS_AT_ONCE and world.most_judging == 2 * COMPARISONS_AT_ONCE
 
 
 async def test_it_begins_when_it_is_due_and_the_next_is_skipped_while_it_runs(tmp_path: Path) -> None:
