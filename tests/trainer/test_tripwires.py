@@ -54,7 +54,7 @@ def test_a_limit_is_written_in_one_way_and_spaces_do_not_count(text: str) -> Non
         ("kl>5>6", "is no limit"),
         ("", "is no limit"),
         (">5", "is no limit"),
-        ("loss>5", "'loss' is not among kl, entropy, length, truncated, missing, logp_gap, judge_gap"),
+        ("loss>5", "'loss' is not among kl, entropy, length, truncated, missing, logp_gap, judge_gap, judge_gap_low"),
         ("kl>much", "'much' is not a number; write kl>VALUE"),
         ("kl>", "'' is not a number"),
         ("kl>nan", "'nan' is not a number"),
@@ -126,7 +126,7 @@ def test_the_defaults_warn_of_every_quantity_and_stop_for_what_no_healthy_run_ha
 def test_every_quantity_but_that_of_the_evaluation_is_a_metric_of_each_step() -> None:
     metrics = step_metrics([group()], StepStats(), kl_coef=0.01, lags=[0], episode=2, eps=1.0, stop_token_ids=())
     known = set(metrics) | set(VerdictRecord(max_unreadable=1.0).drain())
-    assert {quantity.metric for name, quantity in QUANTITIES.items() if name != "judge_gap"} <= known
+    assert {quantity.metric for name, quantity in QUANTITIES.items() if not name.startswith("judge_gap")} <= known
 
 
 def test_a_warning_is_said_once_when_it_begins_and_once_when_it_ends() -> None:
@@ -221,7 +221,7 @@ async def test_a_stop_leaves_a_checkpoint_of_its_step_and_a_summary(
             await checkpoint(version, SimpleNamespace(next_occurrence=4 * step, taken_ahead=()))
         return version
 
-    no_contest: Any = SimpleNamespace(begin_if_due=lambda _: None)
+    no_contest: Any = SimpleNamespace(begin_if_due=lambda _: None, summary=lambda: {"evaluations_skipped": 2})
     monkeypatch.setattr(run, "train", train)
     with pytest.raises(Tripped, match="tripwire kl at step 5"):
         await work._train(unused, unused, journal, no_contest)  # type: ignore[arg-type]
@@ -234,4 +234,4 @@ async def test_a_stop_leaves_a_checkpoint_of_its_step_and_a_summary(
         (2, 6, "warn"), (5, 23, "stop")
     ]  # fmt: skip
     assert summary["stopped"].startswith("tripwire kl at step 5: kl (objective/kl) is 23, above 20")
-    assert summary["seconds"] == {"wait": 1.5}
+    assert summary["seconds"] == {"wait": 1.5} and summary["evaluations_skipped"] == 2
