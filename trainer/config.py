@@ -54,7 +54,7 @@ class RunSettings(RolloutSettings, CheckSettings):
         default=3600.0, metadata={"help": "How long the end of a run waits for the comparison of the final policy."}
     )
     eval_share: float = field(
-        default=0.02,
+        default=0.025,
         metadata={"help": "Most of training's completions and verdicts that a comparison may take if none are idle."},
     )
     second_reward_url: str | None = field(

@@ -196,6 +196,35 @@ async def test_waiting_for_room_costs_a_prompt_of_the_background_none_of_its_tim
         await asyncio.gather(*busy)
 
 
+async def test_a_prompt_that_loses_its_patience_comes_before_all_that_came_later(replicas) -> None:
+    order: list[int] = []
+    go_on = asyncio.Semaphore(0)
+
+    async def held(reply: Reply) -> None:
+        order.append(reply.body["token_ids"][0])
+        await go_on.acquire()
+        await write_all(reply)
+
+    replicas[0].scripts = [held]
+    patience = asyncio.Event()
+
+    async def asked(rollouts: RolloutClient, prompt: int, background: asyncio.Event | None) -> None:
+        async with rollouts.generate((prompt,), 1, seed=1000, salt=str, background=background) as futures:
+            await futures[0]
+
+    async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 5.0, room=1) as rollouts:
+        tasks = []
+        for prompt, background in ((1, None), (2, patience), (3, None), (4, asyncio.Event()), (5, None)):
+            tasks.append(asyncio.create_task(asked(rollouts, prompt, background)))
+            await asyncio.sleep(0.02)
+        patience.set()
+        await asyncio.sleep(0.02)
+        for _ in tasks:
+            go_on.release()
+        await asyncio.gather(*tasks)
+    assert order == [1, 2, 3, 5, 4]
+
+
 async def test_the_background_gives_way_to_a_push_and_is_written_anew(replicas) -> None:
     begun = asyncio.Event()
 

@@ -169,6 +169,41 @@ async def test_it_begins_when_it_is_due_and_the_next_is_skipped_while_it_runs(tm
     assert world.said == [f"evaluation {step} is left out: that of step 10 still runs" for step in (20, 30)]
 
 
+class Full(World):
+    """Training leaves no room at all: only who has lost its patience is served."""
+
+    @asynccontextmanager
+    async def generate(
+        self, *args: Any, background: Any, **order: Any
+    ) -> AsyncIterator[list[asyncio.Future[Completion]]]:
+        if background is not None:
+            await background.wait()
+        async with super().generate(*args, background=background, **order) as futures:
+            yield futures
+
+    async def judge(self, *args: Any, background: Any = None, **order: Any) -> Verdict:
+        await background.wait()
+        return await super().judge(*args, background=background, **order)
+
+
+@pytest.mark.parametrize(("share", "last"), [(1.0, 11), (0.5, 12), (0.25, 24), (0.0, None)])
+async def test_where_training_leaves_no_room_it_ends_within_the_steps_that_its_share_comes_to(
+    tmp_path: Path, share: float, last: int | None
+) -> None:
+    """16 completions and 16 verdicts a step, 40 prompts every 10 steps: 80 verdicts are 5 steps' worth."""
+    world, ended = Full(), list[int]()
+    async with contest(world, eval_share=share, total_episodes=16 * 60) as running:
+        await running.meet(tmp_path)
+        for step in range(10, 40):
+            running.begin_if_due(step)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            if running.metrics().get("eval/step") == 10:
+                ended.append(step - 10)
+    assert ended == [] if last is None else 8 <= ended[0] <= last
+    assert running.last is None or running.last.missing == 0
+
+
 async def test_pushes_go_on_meanwhile_and_the_versions_that_wrote_are_told(tmp_path: Path) -> None:
     world = World()
     async with contest(world) as running:
