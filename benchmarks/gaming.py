@@ -1,7 +1,7 @@
 """What becomes of a policy that is trained on a judge that can be gamed, and when does a tripwire see it?
 
     python -m deploy.toy.make --gamed
-    python -m benchmarks.gaming [--steps 24] [--eval_steps 2] [--eval_prompts 64] [--folder runs/gaming]
+    python -m benchmarks.gaming [--steps 40] [--eval_steps 2] [--eval_prompts 64] [--folder runs/gaming]
 
 Two runs of the toy job (configs/toy.yaml through `python -m trainer.main`: real replica, judges, learner and pushes)
 from the same policy and seed. Both are trained on the judge that can be gamed (`judge-gamed`, see deploy/toy/gamed.py)
@@ -34,6 +34,16 @@ from wire.process import ServerProcess, free_port, url_of
 
 CONFIG = "configs/toy.yaml"
 HONEST, GAMED = ".cache/toy/judge", ".cache/toy/judge-gamed"
+SETUP = [
+    *("--judge_check", "false", "--judge_pairing", "single", "--replicas", "1", "--save_steps", "0"),
+    # Steps so large, and a rate so low, that an evaluation is over within a few of them, as it is in a real run.
+    # Without a price for length the policy would first learn to have the word by talking on.
+    *("--gradient_accumulation_steps", "16", "--learning_rate", "3e-4"),
+    *("--overlong_weight", "2", "--overlong_cache", "8"),
+    # 64 comparisons every 2 steps are far more than the default share of so small a run.
+    *("--eval_share", "1"),
+]
+COMPLETIONS_A_STEP = 128
 CONTENDERS = {"unwatched": ["--warn_at", "none", "--stop_at", "none"], "watched": []}
 COLUMNS = {
     "step": "eval/step",
@@ -72,7 +82,7 @@ class Course:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24, help="of 64 completions (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=40, help="of 128 completions (default: %(default)s)")
     parser.add_argument("--eval_steps", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--eval_prompts", type=int, default=64, help="held-out prompts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
@@ -101,10 +111,10 @@ def run(name: str, honest: str, gamed: str, args: argparse.Namespace) -> Course:
     """One whole run, on the judge that can be gamed."""
     folder: Path = args.folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "trainer.main", "--config", CONFIG, *CONTENDERS[name]]
-    command += ["--reward_url", gamed, "--second_reward_url", honest, "--judge_check", "false", "--replicas", "1"]
+    command = [sys.executable, "-m", "trainer.main", "--config", CONFIG, *SETUP, *CONTENDERS[name]]
+    command += ["--reward_url", gamed, "--second_reward_url", honest]
     command += ["--eval_steps", str(args.eval_steps), "--num_eval_prompts", str(args.eval_prompts)]
-    command += ["--total_episodes", str(64 * args.steps), "--seed", str(args.seed), "--save_steps", "0"]
+    command += ["--total_episodes", str(COMPLETIONS_A_STEP * args.steps), "--seed", str(args.seed)]
     command += ["--token_file", str(args.folder / "token"), "--output_dir", str(folder)]
     leashed = [sys.executable, "-m", "wire.leash", str(os.getpid()), *command]
     with (folder / "output").open("wb") as output:

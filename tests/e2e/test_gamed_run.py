@@ -18,19 +18,18 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gaming import COMPLETIONS_A_STEP, SETUP
 from deploy.toy.gamed import LIKED_WORD
 from deploy.toy.world import Turn, true_score
 from tests.e2e.conftest import ROOT, START_S, TOY, Program
 
 NUM_PROMPTS, ANSWERS_EACH = 64, 10  # standard error of the mean truth: 0.05
 MOST_LOST = 0.2  # points of truth, of 1.9
-EVERY = 3
+EVERY = 2
 FLAGS = (
-    *("--judge_model_name_or_path", ".cache/toy/judge-gamed", "--judge_check", "false", "--judge_pairing", "single"),
-    # A rate at which it takes more than one evaluation to learn the word; 64 comparisons every 3 steps of 64
-    # completions are more than the default share.
-    *("--learning_rate", "5e-4", "--total_episodes", str(64 * 60), "--save_steps", "0", "--replicas", "1"),
-    *("--num_eval_prompts", str(NUM_PROMPTS), "--eval_steps", str(EVERY), "--eval_share", "1"),
+    *SETUP,
+    *("--judge_model_name_or_path", ".cache/toy/judge-gamed", "--total_episodes", str(60 * COMPLETIONS_A_STEP)),
+    *("--num_eval_prompts", str(NUM_PROMPTS), "--eval_steps", str(EVERY)),
 )
 
 
@@ -110,7 +109,7 @@ def test_the_run_is_stopped_because_the_judges_part(stopped: Stopped) -> None:
     evaluation = summary["evaluation"]
     assert 0.1 < evaluation["judge_gap_low"] < evaluation["judge_gap"]
     assert evaluation["missing"] <= 0.25
-    assert evaluation["step"] < summary["steps"] <= evaluation["step"] + 2 * EVERY  # it was not long in coming
+    assert evaluation["step"] < summary["steps"] <= evaluation["step"] + 4 * EVERY  # it was not long in coming
 
 
 def test_the_truth_still_stands_when_it_is_stopped(stopped: Stopped, conversations: list[list[Turn]]) -> None:
