@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gaming import COMPLETIONS_A_STEP, SETUP
+from benchmarks.gaming import COMPLETIONS_A_STEP, SETUP, WATCHED
 from deploy.toy.gamed import LIKED_WORD
 from deploy.toy.world import Turn, true_score
 from tests.e2e.conftest import ROOT, START_S, TOY, Program
@@ -28,6 +28,7 @@ MOST_LOST = 0.2  # points of truth, of 1.9
 EVERY = 2
 FLAGS = (
     *SETUP,
+    *WATCHED,
     *("--judge_model_name_or_path", ".cache/toy/judge-gamed", "--total_episodes", str(60 * COMPLETIONS_A_STEP)),
     *("--num_eval_prompts", str(NUM_PROMPTS), "--eval_steps", str(EVERY)),
 )
@@ -107,7 +108,7 @@ def test_the_run_is_stopped_because_the_judges_part(stopped: Stopped) -> None:
     assert summary["stopped"] in " ".join(stopped.printed.split())
     assert (summary["tripwires"][-1]["name"], summary["tripwires"][-1]["kind"]) == ("judge_gap_low", "stop")
     evaluation = summary["evaluation"]
-    assert 0.1 < evaluation["judge_gap_low"] < evaluation["judge_gap"]
+    assert 0.05 < evaluation["judge_gap_low"] < evaluation["judge_gap"]
     assert evaluation["missing"] <= 0.25
     assert evaluation["step"] < summary["steps"] <= evaluation["step"] + 4 * EVERY  # it was not long in coming
 

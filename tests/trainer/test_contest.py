@@ -87,7 +87,7 @@ def decode(ids: Sequence[int]) -> str:
     return f"{ids[0]} by {ids[1]} {quality(ids[0], ids[1])}"
 
 
-def contest(world: World, *, judges: Sequence[Any] = (), **changes: Any) -> Contest:
+def contest(world: World, *, judges: Sequence[Any] = (), truth: Any = None, **changes: Any) -> Contest:
     given = {"eval_steps": 10, "response_length": 64, "eval_top_p": 0.9, **changes}
     return Contest(
         RunSettings(device="cpu", **given),
@@ -98,6 +98,7 @@ def contest(world: World, *, judges: Sequence[Any] = (), **changes: Any) -> Cont
         stop_token_ids=(2,),
         version=lambda: world.live,
         say=world.said.append,
+        truth=truth,
     )
 
 
@@ -267,6 +268,34 @@ async def test_a_second_judge_has_a_word_of_its_own(tmp_path: Path) -> None:
     assert metrics["eval/second_win_rate"] == pytest.approx(1 - counted(10))
     assert metrics["eval/judge_gap"] == pytest.approx(2 * counted(10) - 1)
     assert metrics["eval/second_score"] == pytest.approx(6 - metrics["eval/score"])
+    assert metrics["eval/judge_gap_low"] < metrics["eval/judge_gap"] < metrics["eval/judge_gap_high"]
+
+
+async def test_a_gap_is_that_of_the_prompts_on_which_both_judges_have_a_word(tmp_path: Path) -> None:
+    world, second = World(), World()
+    second.is_missing = lambda responses: responses[0].split()[0] in ("0", "1", "2", "3")
+    world.is_missing = lambda responses: responses[0].split()[0] in ("4", "5")
+    async with contest(world, judges=[second]) as running:
+        await running.meet(tmp_path)
+        world.live = PolicyVersion(0, 10)
+        running.begin_if_due(10)
+        await settled(running)
+        metrics = running.metrics()
+    assert metrics["eval/win_rate"] != metrics["eval/second_win_rate"] and metrics["eval/judge_gap"] == 0
+    assert metrics["eval/judge_gap_low"] < 0 < metrics["eval/judge_gap_high"]
+
+
+async def test_where_the_truth_is_known_it_is_told_of_both_answers(tmp_path: Path) -> None:
+    world = World()
+    async with contest(world, truth=lambda _, text: float(text.split()[-1]) / 2) as running:
+        await running.meet(tmp_path)
+        world.live = PolicyVersion(0, 10)
+        running.begin_if_due(10)
+        await settled(running)
+        metrics = running.metrics()
+    assert metrics["eval/truth"] == pytest.approx(metrics["eval/score"] / 2)
+    assert running.last is not None
+    assert running.last.initial_truth == pytest.approx(sum(quality(prompt, 0) for prompt in range(NUM)) / NUM / 2)
 
 
 async def test_a_resumed_run_has_the_initial_answers_and_asks_nobody_for_them(tmp_path: Path) -> None:

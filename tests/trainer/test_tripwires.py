@@ -172,6 +172,16 @@ def test_an_evaluation_beyond_its_limit_stops_the_run_at_once() -> None:
         watched.look(0.21, metric=GAP)
 
 
+def test_by_default_judges_that_surely_part_end_the_run_at_once_and_a_noisy_gap_does_not() -> None:
+    wires = Tripwires(WARN_AT, STOP_AT, lambda _: None)
+    for step in range(10):
+        wires.look(step, {GAP: 0.3, "eval/judge_gap_low": 0.05})  # few prompts: it may be chance
+    with pytest.raises(
+        Tripped, match=r"tripwire judge_gap_low at step 10: judge_gap_low \(eval/judge_gap_low\) is 0.12"
+    ):
+        wires.look(10, {GAP: 0.2, "eval/judge_gap_low": 0.12})
+
+
 def test_an_infinite_value_is_beyond_every_limit_and_can_be_written_down() -> None:
     watched = Watched(["kl>5"]).look(math.inf)
     json.dumps(watched.wires.summary(), allow_nan=False)
