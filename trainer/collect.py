@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from reward_server.client import VerdictMemory
 from trainer.advantages import assemble_rewards, takes_part
 from trainer.batch import Sample
@@ -218,7 +220,8 @@ class Collector:
         self, prompt: Prompt, judged: Judged, logprobs: Sequence[Logprobs], held: PolicyVersion | None
     ) -> Group:
         settings = self._settings
-        kl_K = [sum(own) - sum(reference) for own, reference in logprobs]
+        entropy_K = [-float(np.sum(own)) for own, _ in logprobs]
+        kl_K = [-entropy - float(np.sum(ref)) for entropy, (_, ref) in zip(entropy_K, logprobs, strict=True)]
         length_terms_K = self._length_terms(judged)
         scores_K, rewards_K = assemble_rewards(
             judged.verdict.scores, [c.finished for c in judged.completions], kl_K, length_terms_K, settings
@@ -231,7 +234,7 @@ class Collector:
             scores_K=scores_K,
             rewards_K=rewards_K,
             kl_K=kl_K,
-            entropy_K=[-sum(own) for own, _ in logprobs],
+            entropy_K=entropy_K,
             length_terms_K=length_terms_K,
             seconds=judged.seconds,
             gap=measure_gap(judged.completions, [own for own, _ in logprobs], held),
