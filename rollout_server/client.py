@@ -29,7 +29,7 @@ from wire.waits import WAITS, waiting
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 REFUSALS = frozenset({400, 404, 405, 413, 422})  # it lies in the request; 409, 429 and 5xx lie in the replica
 BACKGROUND_AGE = 2**62  # ages from here on: these prompts come after all others, however long they wait
-PIECE_TOKENS = 256  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
+PIECE_TOKENS = 1024  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
 FLEET = "fleet"
 WRITES = "writes"
