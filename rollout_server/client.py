@@ -133,6 +133,7 @@ class RolloutClient:
             headers=auth_headers(self._token),
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+            cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**22,  # bytes: one event carries a whole completion
         )
         self._tending = [asyncio.create_task(self._places.follow(self._members))]
@@ -365,7 +366,6 @@ class RolloutClient:
                 "detokenize": False,
                 "stream_interval": PIECE_TOKENS,
             },
-            "stream": True,
             "cache_salt": order.salt(),
         }
 
