@@ -63,7 +63,7 @@ def main() -> None:
     if "l" in flags.parts:
         figures["layouts"] = layouts(flags)
     if "d" in flags.parts:
-        import uvloop; cost = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(driver_cost(flags.completions, profile=flags.profile))
+        cost = asyncio.run(driver_cost(flags.completions, profile=flags.profile))
         figures["driver_ms_per_completion"] = float(f"{cost:.4g}")
     print(json.dumps(figures))
 
