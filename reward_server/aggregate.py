@@ -151,8 +151,11 @@ class _Fit:
 
 @lru_cache(maxsize=1024)
 def _fit_of(pairs: tuple[tuple[int, int], ...]) -> _Fit:
-    """The fit of verdicts on these pairs of completions, numbered as they first appear: so numbered, a run's groups have
-    few designs, and a pseudo-inverse takes longer than all else that is done with a group's scores."""
+    """The fit of verdicts on these pairs of completions, numbered as they first appear.
+
+    It is kept, for a pseudo-inverse takes longer than all else that is done with a group's scores, and so numbered the
+    groups of a run have few designs.
+    """
     num = 1 + max(map(max, pairs))
     difference, total = np.zeros((2, len(pairs), num + 1))
     for row, (first, second) in enumerate(pairs):

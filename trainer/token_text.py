@@ -53,8 +53,11 @@ def bytes_of_tokens(backend: Any) -> list[bytes]:
 
 
 def byte_letters() -> list[str]:
-    """The letter that stands for each byte in a byte-level vocabulary: itself where it can be seen, else the next beyond
-    the bytes. Source: Radford et al., GPT-2 (`bytes_to_unicode`)."""
+    """The letter that stands for each byte in a byte-level vocabulary.
+
+    It is the byte's own where that can be seen, else the next beyond the bytes. Source: Radford et al., GPT-2
+    (`bytes_to_unicode`).
+    """
     seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in seen else chr(next(others)) for byte in range(256)]

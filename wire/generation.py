@@ -27,9 +27,9 @@ class VersionSpan(msgspec.Struct, frozen=True):
 class Completion(msgspec.Struct, frozen=True):
     """One completion as the replica wrote it.
 
-    `token_ids` (32-bit integers) and `logprobs` (64-bit floats, nats) have the same length; log-probs are of the sampled
-    tokens under the sampling distribution, temperature included. Other sequences than arrays are made arrays of.
-    `finished` is false for a completion cut at the length limit. `replica` is the URL of the server. Example:
+    `token_ids` (32-bit integers) and `logprobs` (64-bit floats, nats) have the same length; log-probs are of the
+    sampled tokens under the sampling distribution, temperature included. Of other sequences arrays are made. `finished`
+    is false for a completion cut at the length limit. `replica` is the URL of the server. Example:
     `Completion(0, token_array((17, 2)), logprob_array((-0.4, -0.1)), True, (VersionSpan("0.7", 0, 2),), "http://...")`.
     """
 

@@ -28,8 +28,9 @@ class Piece(msgspec.Struct, array_like=True, gc=False):
     """Tokens of one completion.
 
     `index` says of which. `token_ids` are of dtype `TOKEN_ID`; `logprobs`, of the sampled tokens and in nats, of
-    `LOGPROB`. The last piece of a completion has vLLM's `finish_reason` and the versions of all its tokens. `error` says
-    that generation failed; nothing follows it. Example: `Piece(0, b"\\x07\\0\\0\\0", b"\\0\\0\\0\\xbf", "stop")`.
+    `LOGPROB`. The last piece of a completion has vLLM's `finish_reason` and the versions of all its tokens. `error`
+    says that generation failed; nothing follows it. Example:
+    `Piece(0, b"\\x07\\0\\0\\0", b"\\0\\0\\0\\xbf", "stop")`.
     """
 
     index: int

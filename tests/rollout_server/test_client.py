@@ -328,7 +328,10 @@ async def test_after_a_failure_another_replica_writes_what_is_missing_and_nothin
     async with client(failing, sound) as rollouts:
         first, second = await ask(rollouts)
         assert first.replica == (sound.url if isinstance(failure, int) else failing.url)
-        assert (first.token_ids, second.token_ids) == (token_array((10, 2)), token_array((11, 2)))  # no piece of the first attempt is left
+        assert (first.token_ids, second.token_ids) == (
+            token_array((10, 2)),
+            token_array((11, 2)),
+        )  # no piece of the first attempt is left
         assert second.replica == sound.url
         assert len(failing.bodies) == len(sound.bodies) == 1
         again, before = sound.bodies[0]["sampling_params"], failing.bodies[0]["sampling_params"]
