@@ -105,7 +105,7 @@ def least_squares_scores(num: int, placed: Sequence[PlacedVerdict], *, tie_break
     in_first, in_second = {v.first for v in pairs}, {v.second for v in pairs}
     if not in_first & in_second:
         return Scores((None,) * num, (None,) * num)
-    judged = list(dict.fromkeys(k for v in pairs for k in (v.first, v.second)))
+    judged = list(dict.fromkeys(k for v in pairs for k in (v.first, v.second) if k is not None))
     fit = _fit_of(tuple((judged.index(v.first), judged.index(v.second)) for v in pairs))
     said = _said(pairs, tie_break)
     fitted = np.round(fit.inverse @ said, SCORE_DECIMALS)

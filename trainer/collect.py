@@ -146,8 +146,9 @@ class Collector:
                 with self._at("the judge", seconds, "judge"):
                     verdict = await judging
             finally:
-                for task in (judging, *texts):
-                    task.cancel()
+                judging.cancel()
+                for text in texts:
+                    text.cancel()
                 await asyncio.gather(judging, *texts, return_exceptions=True)
             completions = [future.result() for future in futures]
         return Judged(completions, [text.result() or "" for text in texts], verdict, seconds)

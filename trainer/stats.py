@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass
@@ -19,7 +21,7 @@ class Moments:
     largest: float = 0.0
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Moments:
+    def of(cls, values: Sequence[float] | NDArray[Any]) -> Moments:
         """The moments of `values`; fastest where they are an array already."""
         array = np.asarray(values, dtype=np.float64)
         if not len(array):
