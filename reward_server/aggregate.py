@@ -102,11 +102,11 @@ def least_squares_scores(num: int, placed: Sequence[PlacedVerdict], *, tie_break
     pairs = [v for v in placed if v.second is not None and v.verdict.scores is not None]
     if not pairs:
         return Scores(mean_scores(num, placed, tie_break=tie_break).scores, (None,) * num)
-    in_first, in_second = {v.first for v in pairs}, {v.second for v in pairs}
-    if not in_first & in_second:
+    compared = [(v.first, v.second) for v in pairs if v.second is not None]
+    if not {first for first, _ in compared} & {second for _, second in compared}:
         return Scores((None,) * num, (None,) * num)
-    judged = list(dict.fromkeys(k for v in pairs for k in (v.first, v.second) if k is not None))
-    fit = _fit_of(tuple((judged.index(v.first), judged.index(v.second)) for v in pairs))
+    judged = list(dict.fromkeys(k for pair in compared for k in pair))
+    fit = _fit_of(tuple((judged.index(first), judged.index(second)) for first, second in compared))
     said = _said(pairs, tie_break)
     fitted = np.round(fit.inverse @ said, SCORE_DECIMALS)
     scores: dict[int, float] = dict(zip(judged, np.maximum(fitted[:-1], LOWEST_SCORE).tolist(), strict=True))
