@@ -33,6 +33,7 @@ from trainer.preflight import check_environment, joined
 from trainer.rates import load_rates
 from trainer.simulate import simulate, summary_lines
 from trainer.supervisor import Supervised
+from wire import event_loop
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     collect_rarely()
     with held_alone(Path(settings.output_dir)), Supervised():
         try:
-            summary = asyncio.run(run_until_signal(settings, material, token))
+            summary = event_loop.run(run_until_signal(settings, material, token))
         except asyncio.CancelledError:
             say("stopped")
             return 130

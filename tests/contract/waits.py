@@ -57,13 +57,13 @@ from trainer.ranks import Learner
 from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import Message
 from wire.membership import Member, Outcome, TransferReport
+from wire.pieces import PACKED_PATH
 from wire.room import HAS_NO_ROOM, Needs, until_found
 
 LONG_S = 60.0  # every deadline: none is met
 V1 = PolicyVersion(0, 1)
 TALK = (Message(role="user", content="sea?"),)
 SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
-GENERATE = "inference/v1/generate"
 
 
 @asynccontextmanager
@@ -115,7 +115,7 @@ async def completions(*urls: str, prompts: int = 1, room: int = 0) -> AsyncItera
 
 @asynccontextmanager
 async def completions_of_a_silent_replica(**changes: Any) -> AsyncIterator[None]:
-    async with silent_server(GENERATE) as url, completions(url, **changes):
+    async with silent_server(PACKED_PATH.strip("/")) as url, completions(url, **changes):
         yield
 
 
