@@ -2,9 +2,9 @@
 
     take (who has it is dead, or silent for LEASE_S) --> renew --> renew --> ... --> silence for orphan_timeout_s: over
 
-A driver's claim stands while it is renewed, every RENEW_S. Ray knows of a driver that was killed at once; one that froze,
-or that the network cut off, has a lease to come round in. Where nobody comes, the claim is over, and the host ends
-itself.
+A driver's claim stands while it is renewed, every RENEW_S. Ray knows of a driver that was killed at once; one that
+froze, or that the network cut off, has a lease to come round in. Where nobody comes, the claim is over, and the host
+ends itself.
 """
 
 from __future__ import annotations

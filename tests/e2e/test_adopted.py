@@ -41,7 +41,7 @@ class Head:
                 continue
             if "wire.leash" in command:  # about to become a server
                 continue
-            if command[:1] == ["ray::ReplicaHost"] or command[:1] == ["ray::RewardHost"]:
+            if command and command[0].startswith(("ray::ReplicaHost", "ray::RewardHost")):
                 found["host"].append(process.pid)
             elif "reward_server.main" in command:
                 found["reward service"].append(process.pid)
