@@ -25,7 +25,7 @@ class RewardHost(HostedServer):
             lambda: service_process(at_node(settings)),
             identity,
             index,
-            Claim(owner, settings.orphan_timeout_s if settings.keeps_servers else 0.0),
+            Claim(owner, is_kept=settings.keeps_servers),
             startup_timeout_s=settings.startup_timeout_s,
             grace_s=STOP_GRACE_S,
         )

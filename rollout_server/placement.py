@@ -25,7 +25,7 @@ class ReplicaHost(HostedServer):
             lambda: replica_process(at_node(settings), index),
             identity,
             index,
-            Claim(owner, settings.orphan_timeout_s if settings.keeps_servers else 0.0),
+            Claim(owner, is_kept=settings.keeps_servers),
             startup_timeout_s=settings.startup_timeout_s,
         )
 

@@ -74,7 +74,7 @@ def main() -> None:
     ray_address, is_stop = command_in(sys.argv[1:])
     with joined_cluster(ray_address):
         cluster = RayCluster()
-        print("\n".join(asyncio.run(stop(cluster, cluster.owner("")) if is_stop else lines(cluster))))
+        print("\n".join(asyncio.run(stop(cluster, cluster.owner("", 0.0)) if is_stop else lines(cluster))))
 
 
 if __name__ == "__main__":

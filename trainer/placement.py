@@ -35,11 +35,11 @@ def ray_cluster(settings: RunSettings) -> Iterator[Owner]:
     """
     if settings.ray_address:
         with joined_cluster(settings.ray_address):
-            yield RayCluster().owner(settings.output_dir)
+            yield RayCluster().owner(settings.output_dir, settings.orphan_timeout_s)
         return
     _start_embedded(settings)
     try:
-        yield RayCluster().owner(settings.output_dir)
+        yield RayCluster().owner(settings.output_dir, settings.orphan_timeout_s)
     finally:
         ray.shutdown()
 

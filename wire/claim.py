@@ -19,15 +19,18 @@ from wire.identity import Identity
 
 RENEW_S = 5.0
 LEASE_S = 60.0
+LEAST_ORPHAN_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
 class Owner:
-    """One life of a driver: the folder of its run, a name drawn for this life, and Ray's id of its job."""
+    """One life of a driver: the folder of its run, a name drawn for this life, and Ray's id of its job. What it has
+    waits `orphan_timeout_s` for the next driver when it falls silent."""
 
     run: str
     life: str
     job: str
+    orphan_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ class Claim:
 
     Args:
         owner: who asked for the server.
-        orphan_timeout_s: silence of the owner after which the claim is over; 0: it never is.
+        is_kept: the server outlives its driver, so that the claim is over after a silence; else Ray ends it.
         clock: in seconds.
     """
 
-    def __init__(self, owner: Owner, orphan_timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout_s, self._clock = orphan_timeout_s, clock
+    def __init__(self, owner: Owner, *, is_kept: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._is_kept, self._clock = is_kept, clock
         self._lock = threading.Lock()
         self._heard, self._is_over = clock(), False
         self.owner = owner
@@ -73,7 +76,12 @@ class Claim:
     @property
     def ends_in_s(self) -> float:
         """Seconds until it is over, if nothing is heard; infinite where it never is."""
-        return max(0.0, self._timeout_s - self.silent_s) if self._timeout_s else float("inf")
+        return max(0.0, self._limit_s - self.silent_s)
+
+    @property
+    def _limit_s(self) -> float:
+        """A driver that would have its servers end with it may have taken one over that cannot."""
+        return max(self.owner.orphan_timeout_s, LEAST_ORPHAN_TIMEOUT_S) if self._is_kept else float("inf")
 
     def take(self, owner: Owner, instead_of: str, *, is_dead: bool) -> bool:
         """Give it to `owner`; whether that was done.
@@ -101,7 +109,6 @@ class Claim:
         """Whether nobody has come in time; from then on nobody can. A server that was never started (`is_in_use`) is
         nothing to come back for: a lease is time enough."""
         with self._lock:
-            limit_s = self._timeout_s if is_in_use else min(self._timeout_s, LEASE_S)
-            if self._timeout_s and self.silent_s > limit_s:
-                self._is_over = True
+            limit_s = min(self._limit_s, LEASE_S) if self._is_kept and not is_in_use else self._limit_s
+            self._is_over = self._is_over or self.silent_s > limit_s
             return self._is_over

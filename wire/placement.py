@@ -121,10 +121,10 @@ class Room:
 class RayCluster:
     """The cluster that this process has joined, as the owner of servers needs it (`wire.hosting.Cluster`)."""
 
-    def owner(self, run: str) -> Owner:
+    def owner(self, run: str, orphan_timeout_s: float) -> Owner:
         """A new life of the driver of a run. `run`: the folder it writes to."""
         job = ray.get_runtime_context().get_job_id()
-        return Owner(str(Path(run).resolve()), secrets.token_hex(8), job)
+        return Owner(str(Path(run).resolve()), secrets.token_hex(8), job, orphan_timeout_s)
 
     def launch(self, plan: Plan, owner: Owner) -> Any:
         """An actor of the plan, which waits for a node with room. Four threads let it be heard while its server starts.

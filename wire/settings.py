@@ -16,6 +16,7 @@ from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from wire.address import check_bind_address
+from wire.claim import LEAST_ORPHAN_TIMEOUT_S
 from wire.errors import ConfigError, RLHFError
 from wire.ports import PortRange
 
@@ -74,7 +75,6 @@ class ServiceSettings:
             )
 
 
-LEAST_ORPHAN_TIMEOUT_S = 15.0
 NOT_BOOL = (int, float, str)  # types of flags for which a file's true or false is a mistake
 
 Settings = TypeVar("Settings", bound=ServiceSettings)

@@ -30,7 +30,7 @@ from wire.estate import claimed, inherited, remnants
 from wire.hosting import PlacedServer, end_server
 from wire.membership import Member
 
-OWNER = Owner("/runs/a", "1", "01")
+OWNER = Owner("/runs/a", "1", "01", 100.0)
 SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
 
 
@@ -205,7 +205,7 @@ async def test_a_silent_host_of_a_dead_driver_is_asked_with_a_deadline(
 ) -> None:
     monkeypatch.setattr(wire.estate, "ASK_TIMEOUT_S", DEADLINE_S)
     cluster = SilentCluster(method)
-    cluster.launch(plan(), Owner("/runs/a", "dead", "00"))
+    cluster.launch(plan(), Owner("/runs/a", "dead", "00", 100.0))
     cluster.dead.add("dead")
     assert await in_time(inherited(cluster, OWNER, "replica", plan, print)) == {}
     for remnant in await in_time(remnants(cluster, "replica")):

@@ -64,7 +64,7 @@ from wire.judgement import Message
 from wire.membership import Member, Outcome, TransferReport
 from wire.room import HAS_NO_ROOM, Needs, until_found
 
-OWNER = Owner("/runs/a", "1", "01")
+OWNER = Owner("/runs/a", "1", "01", 100.0)
 LONG_S = 60.0  # every deadline: none is met
 V1 = PolicyVersion(0, 1)
 TALK = (Message(role="user", content="sea?"),)

@@ -93,7 +93,7 @@ async def main():
     assert await ranks[0].pick_port.remote() == lowest
 
     # The model is nowhere, so the programs end: where they would have listened is in their logs and errors.
-    cluster, owner = RayCluster(), RayCluster().owner(folder)
+    cluster, owner = RayCluster(), RayCluster().owner(folder, 0.0)
     plan = replica_plan(RolloutSettings(**known, model_name_or_path="./nowhere"), 0)
     replica = PlacedServer(plan, cluster, owner, said.append)
     try:

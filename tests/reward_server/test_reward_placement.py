@@ -13,7 +13,7 @@ from reward_server.placement import RewardHost, reward_identity, reward_plan
 from wire.claim import NotYours, Owner
 from wire.errors import ServiceError
 
-OWNER = Owner("/runs/a", "1", "01")
+OWNER = Owner("/runs/a", "1", "01", 100.0)
 
 
 def test_a_service_that_cannot_start_says_why_and_stopping_it_is_harmless(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.wire.fake_cluster import FakeActor, FakeCluster
 from trainer.judge_service import JudgeService
 from wire.claim import Owner
 
-BEFORE, MINE = Owner("/runs/a", "1", "01"), Owner("/runs/a", "2", "02")
+BEFORE, MINE = Owner("/runs/a", "1", "01", 100.0), Owner("/runs/a", "2", "02", 100.0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from trainer.orphans import command_in, lines, stop
 from wire.claim import LEASE_S, Owner
 from wire.errors import ConfigError
 
-DEAD, LIVING, ME = Owner("/runs/a", "1", "01"), Owner("/runs/b", "2", "02"), Owner("/", "3", "03")
+DEAD, LIVING, ME = Owner("/runs/a", "1", "01", 100.0), Owner("/runs/b", "2", "02", 100.0), Owner("/", "3", "03", 100.0)
 
 
 @pytest.fixture

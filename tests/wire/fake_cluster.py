@@ -63,7 +63,7 @@ class FakeHost(HostedServer):
     def __init__(self, process: FakeProcess, clock: Clock, identity: Identity, index: int, owner: Owner) -> None:
         self.process, self.has_left = process, threading.Event()
         made: Any = process
-        claim = Claim(owner, 100.0, clock)
+        claim = Claim(owner, is_kept=True, clock=clock)
         super().__init__(lambda: made, identity, index, claim, startup_timeout_s=5.0, leave=self.has_left.set)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.wire.fake_cluster import Clock
-from wire.claim import LEASE_S, Claim, NotYours, Owner
+from wire.claim import LEASE_S, LEAST_ORPHAN_TIMEOUT_S, Claim, NotYours, Owner
 
-FIRST, SECOND, THIRD = (Owner("/runs/a", life, f"0{life}") for life in "123")
+FIRST, SECOND, THIRD = (Owner("/runs/a", life, f"0{life}", 100.0) for life in "123")
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def claim(clock: Clock) -> Claim:
-    return Claim(FIRST, 100.0, clock)
+    return Claim(FIRST, is_kept=True, clock=clock)
 
 
 def test_an_owner_that_is_heard_of_keeps_it(claim: Claim, clock: Clock) -> None:
@@ -65,7 +67,13 @@ def test_a_server_that_was_never_started_is_not_kept_for_longer_than_a_lease(cla
     assert claim.end_if_over(is_in_use=False)
 
 
-def test_without_a_timeout_it_is_never_over(clock: Clock) -> None:
-    claim = Claim(FIRST, 0.0, clock)
+def test_the_patience_is_that_of_the_owner_and_never_none(claim: Claim, clock: Clock) -> None:
+    assert claim.take(replace(SECOND, orphan_timeout_s=500.0), "1", is_dead=True) and claim.ends_in_s == 500.0
+    assert claim.take(replace(THIRD, orphan_timeout_s=0.0), "2", is_dead=True)
+    assert claim.ends_in_s == LEAST_ORPHAN_TIMEOUT_S
+
+
+def test_where_ray_ends_it_with_its_driver_it_is_never_over(clock: Clock) -> None:
+    claim = Claim(FIRST, is_kept=False, clock=clock)
     clock.now = 1e9
     assert not claim.end_if_over(is_in_use=False) and claim.ends_in_s == float("inf")

@@ -13,7 +13,11 @@ from wire.estate import claimed, inherited, remnants
 from wire.hosting import PlacedServer, Plan
 from wire.identity import Identity
 
-BEFORE, MINE, OTHERS = Owner("/runs/a", "1", "01"), Owner("/runs/a", "2", "02"), Owner("/runs/b", "3", "03")
+BEFORE, MINE, OTHERS = (
+    Owner("/runs/a", "1", "01", 100.0),
+    Owner("/runs/a", "2", "02", 100.0),
+    Owner("/runs/b", "3", "03", 100.0),
+)
 
 
 @pytest.fixture

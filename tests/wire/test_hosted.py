@@ -11,7 +11,7 @@ from tests.wire.fake_cluster import IDENTITY, Clock, FakeHost, FakeProcess
 from wire.claim import LEASE_S, NotYours, Owner
 from wire.errors import ServiceError
 
-FIRST, SECOND = Owner("/runs/a", "1", "01"), Owner("/runs/a", "2", "02")
+FIRST, SECOND = Owner("/runs/a", "1", "01", 100.0), Owner("/runs/a", "2", "02", 100.0)
 
 
 @pytest.fixture

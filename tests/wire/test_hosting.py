@@ -12,7 +12,7 @@ from wire.claim import NotYours, Owner
 from wire.errors import ServiceError
 from wire.hosting import PlacedServer
 
-MINE, OTHER = Owner("/runs/a", "1", "01"), Owner("/runs/b", "2", "02")
+MINE, OTHER = Owner("/runs/a", "1", "01", 100.0), Owner("/runs/b", "2", "02", 100.0)
 
 
 @pytest.fixture
