@@ -13,13 +13,12 @@ from reward_server.placement import KIND as REWARD
 from rollout_server.placement import KIND as REPLICA
 from wire.claim import RENEW_S, Owner
 from wire.errors import ConfigError
-from wire.estate import Remnant, claimed, remnants
+from wire.estate import END_TIMEOUT_S, Remnant, claimed, remnants
 from wire.hosting import Cluster, end_server
 from wire.placement import RayCluster, joined_cluster
 from wire.settings import ServiceSettings, parse_settings, run_program
 
 STOP = "stop"
-STOP_TIMEOUT_S = 45.0
 
 
 async def lines(cluster: Cluster) -> list[str]:
@@ -48,7 +47,7 @@ async def stop(cluster: Cluster, owner: Owner) -> list[str]:
 async def _stop(cluster: Cluster, owner: Owner, remnant: Remnant) -> str:
     if not await claimed(cluster, remnant, owner):
         return f"{remnant}: left, for its driver may live"
-    await end_server(cluster, remnant.actor, owner, STOP_TIMEOUT_S)
+    await end_server(cluster, remnant.actor, owner, END_TIMEOUT_S)
     return f"{remnant}: ended"
 
 

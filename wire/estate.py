@@ -21,6 +21,7 @@ from wire.waits import waiting
 
 ASK_TIMEOUT_S = 10.0  # a host that waits for its node, or whose node is cut off, says nothing
 LOOK_AGAIN_S = 1.0
+END_TIMEOUT_S = 45.0  # a reward service ends its GenRM servers first
 IS_SEARCHED = "is searched for what a dead driver left"
 
 Say = Callable[[str], None]
@@ -58,21 +59,40 @@ async def inherited(
         plan_of: what is to be at an index; None where nothing is.
         say: told of each that is taken over, and why another of the same run is not.
     """
-    heirs: dict[int, PlacedServer] = {}
-    with waiting("ray", IS_SEARCHED):
-        for remnant in await remnants(cluster, kind):
-            plan = plan_of(remnant.held.index) if remnant.held.index not in heirs else None
-            differences = remnant.held.identity.differences(plan.identity) if plan else "it is not needed"
-            is_same_run = remnant.held.owner.run == owner.run
-            if (differences and not is_same_run) or not await claimed(cluster, remnant, owner, is_patient=is_same_run):
-                continue
-            if plan is not None and not differences:
-                heirs[plan.index] = PlacedServer(plan, cluster, owner, say, remnant.actor)
-                say(f"left by a dead driver, and taken over: {remnant}")
-            else:
-                say(f"left by a dead driver, and ended: {remnant}: {differences}")
-                await end_server(cluster, remnant.actor, owner, plan.stop_timeout_s if plan else 45.0)
-    return heirs
+    estate = _Estate(cluster, owner, plan_of, say)
+    try:
+        with waiting("ray", IS_SEARCHED):
+            for remnant in await remnants(cluster, kind):
+                await estate.settle(remnant)
+    except BaseException:
+        await asyncio.gather(*(server.stop() for server in estate.heirs.values()))
+        raise
+    return estate.heirs
+
+
+class _Estate:
+    """The hosts of one kind, settled one after the other; `heirs` are those that were taken over, by index."""
+
+    def __init__(self, cluster: Cluster, owner: Owner, plan_of: Callable[[int], Plan | None], say: Say) -> None:
+        self._cluster, self._owner, self._plan_of, self._say = cluster, owner, plan_of, say
+        self.heirs: dict[int, PlacedServer] = {}
+
+    async def settle(self, remnant: Remnant) -> None:
+        """Take it over, end it, or leave it."""
+        held = remnant.held
+        plan = self._plan_of(held.index) if held.index not in self.heirs else None
+        difference = held.identity.differences(plan.identity) if plan is not None else "it is not needed"
+        is_same_run = held.owner.run == self._owner.run
+        if difference and not is_same_run:
+            return
+        if not await claimed(self._cluster, remnant, self._owner, is_patient=is_same_run):
+            return
+        if plan is not None and not difference:
+            self.heirs[plan.index] = PlacedServer(plan, self._cluster, self._owner, self._say, remnant.actor)
+            self._say(f"left by a dead driver, and taken over: {remnant}")
+        else:
+            self._say(f"left by a dead driver, and ended: {remnant}: {difference}")
+            await end_server(self._cluster, remnant.actor, self._owner, END_TIMEOUT_S)
 
 
 async def claimed(cluster: Cluster, remnant: Remnant, owner: Owner, *, is_patient: bool = False) -> bool:

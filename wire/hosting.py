@@ -108,11 +108,11 @@ class PlacedServer:
             ServiceError: with the server's last words.
         """
         await self.place()
-        return str(await self._ask("start"))
+        return str(await self.ask("start"))
 
     async def check(self) -> None:
         """Raises ServiceError where the server, or its node, is gone, or another driver has taken it over."""
-        await self._ask("check")
+        await self.ask("check")
 
     async def stop(self) -> None:
         """End the server and give its place back. A dead actor's server was ended with it."""
@@ -121,7 +121,13 @@ class PlacedServer:
         if self._actor is not None and self._lost is None:
             await end_server(self._cluster, self._actor, self._owner, self._plan.stop_timeout_s)
 
-    async def _ask(self, method: str) -> Any:
+    async def ask(self, method: str) -> Any:
+        """The host's answer to a call that says whose it is. No deadline.
+
+        Raises:
+            ConfigError: with the server's name.
+            ServiceError: the host's own, or that it is gone, or another driver's.
+        """
         if self._lost is not None:
             raise self._lost
         if self._actor is None:
@@ -142,7 +148,7 @@ class PlacedServer:
             await asyncio.sleep(RENEW_S)
             with suppress(ServiceError, TimeoutError):  # `check` says what is wrong
                 async with asyncio.timeout(RENEW_TIMEOUT_S):
-                    await self._ask("renew")
+                    await self.ask("renew")
 
 
 async def end_server(cluster: Cluster, actor: Any, owner: Owner, timeout_s: float) -> None:

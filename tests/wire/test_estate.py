@@ -13,11 +13,8 @@ from wire.estate import claimed, inherited, remnants
 from wire.hosting import PlacedServer, Plan
 from wire.identity import Identity
 
-BEFORE, MINE, OTHERS = (
-    Owner("/runs/a", "1", "01", 100.0),
-    Owner("/runs/a", "2", "02", 100.0),
-    Owner("/runs/b", "3", "03", 100.0),
-)
+BEFORE, MINE = Owner("/runs/a", "1", "01", 100.0), Owner("/runs/a", "2", "02", 100.0)
+OTHERS = Owner("/runs/b", "3", "03", 100.0)
 
 
 @pytest.fixture
@@ -147,3 +144,17 @@ async def test_one_that_falls_silent_before_it_is_claimed_is_not_taken(
     (actor,) = await left(cluster, 0)
     actor.silent.add("take")
     assert await heirs(cluster) == ({}, [])
+
+
+async def test_what_was_claimed_is_ended_where_the_search_is_broken_off(cluster: FakeCluster) -> None:
+    actors = await left(cluster, 0, 1)
+    actors[1].silent.add("take")
+    finding = asyncio.create_task(heirs(cluster))
+    async with asyncio.timeout(5):
+        while actors[0].host.held().owner != MINE:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    finding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finding
+    assert actors[0].is_killed and not actors[1].is_killed
