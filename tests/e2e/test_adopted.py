@@ -71,7 +71,7 @@ def ray_head() -> Iterator[Head]:
     finally:
         processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         head.terminate()
-        for process in psutil.wait_procs(processes, 15)[1]:
+        for process in psutil.wait_procs(processes, 3)[1]:
             process.kill()
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
