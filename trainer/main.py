@@ -26,13 +26,15 @@ from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
 from trainer.folders import held_alone
 from trainer.initial_answers import check_there, read_answers, sampling_of
+from trainer.joined import wait_until_ready
 from trainer.journal import open_trace, write_summary
 from trainer.material import Material, load_material
 from trainer.plan import make_plan
-from trainer.preflight import check_environment
+from trainer.preflight import check_environment, joined
 from trainer.rates import load_rates
 from trainer.simulate import simulate, summary_lines
 from trainer.supervisor import Supervised
+from wire import event_loop
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -118,12 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     material = material_of(settings)
     token = read_or_create_token(settings.token_file)
+    wait_until_ready(joined(settings), settings.startup_timeout_s, say)
     if not settings.ray_address:
         prepare_embedded_ray()
     collect_rarely()
     with held_alone(Path(settings.output_dir)), Supervised():
         try:
-            summary = asyncio.run(run_until_signal(settings, material, token))
+            summary = event_loop.run(run_until_signal(settings, material, token))
         except asyncio.CancelledError:
             say("stopped")
             return 130

@@ -312,6 +312,7 @@ class Run:
             "episodes": version.step * self._settings.completions_per_step,
             "policy_version": version.label,
             "tripwires": self._tripwires.summary(),
+            **self._services.adopted(),
             "held_out_score_before": self._before.score,
             "held_out_truth_before": self._before.truth,
             "held_out_before": asdict(self._before),
