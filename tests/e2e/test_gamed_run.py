@@ -1,4 +1,4 @@
-"""A run on a judge that can be gamed, watched by an honest one: a tripwire ends it while most of the truth still stands.
+"""A run on a judge that can be gamed, watched by an honest one: a tripwire ends it while most of the truth stands.
 
 The judge that trains (deploy/toy/gamed.py) gives 5 to every answer with a certain word, and at most 2 to any other;
 every fifth answer of the untrained policy has it. Left alone, such a run loses 0.8 points of truth of 1.9
