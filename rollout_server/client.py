@@ -54,13 +54,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked for: completion i of the prompt is drawn with `seed` + i. `salt` is called for every request."""
+    """What is asked for: completion i of the prompt is drawn with `seed` + i. `salt` is called for every request. It is
+    of the `background` until that event is set."""
 
     token_ids: Sequence[int]
     seed: int
     salt: Callable[[], str]
     sampling: Sampling
-    background: bool = False
+    background: asyncio.Event | None = None
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it comes after all others."""
+        return self.background is not None and not self.background.is_set()
 
 
 @dataclass
@@ -161,7 +167,7 @@ class RolloutClient:
         salt: Callable[[], str],
         known: Mapping[int, Completion] = NONE_KNOWN,
         sampling: Sampling | None = None,
-        background: bool = False,
+        background: asyncio.Event | None = None,
     ) -> AsyncIterator[CompletionFutures]:
         """Ask for `num` completions of one prompt; yields a future for each, done as it arrives.
 
@@ -175,9 +181,10 @@ class RolloutClient:
             salt: called for every request; keeps prefixes of different weights apart in the replica's cache.
             known: completions that are there already, by index; they are not asked for.
             sampling: how these are drawn, if not as the others.
-            background: whether they are of less importance: sent only where a replica has room and no other prompt
-                waits for it. Time in which it waits for that does not count. (vLLM's own priorities would need
-                `--scheduling-policy priority` on every server: others refuse a request that has one.)
+            background: with an event, they are of less importance until it is set: sent only where a replica has room
+                and no other prompt waits for it. Time in which it waits for that does not count. Then it is its turn by
+                its age, before all that came later. (vLLM's own priorities would need `--scheduling-policy priority`
+                on every server: others refuse a request that has one.)
 
         Raises (from the futures):
             ServiceError: no replica wrote it within the deadline.
@@ -211,16 +218,16 @@ class RolloutClient:
         problem: Exception = ServiceError("no rollout replica holds the current weights")
         avoid: set[Replica] = set()
         loop = asyncio.get_running_loop()
-        pause, spent_s, age = FIRST_PAUSE_S, 0.0, next(self._ages) + BACKGROUND_AGE * order.background
+        pause, spent_s, arrival = FIRST_PAUSE_S, 0.0, next(self._ages)
         try:
             while not all(future.done() for future in futures):
                 replicas = self._members.ready()
                 if not replicas:
                     await self._somebody()
                     continue
-                if order.background and not self._is_idle(replicas, age):
+                if order.gives_way and not self._is_idle(replicas, arrival + BACKGROUND_AGE):
                     with waiting(FLEET, HAS_NO_ROOM):
-                        await self._places.wait(age)
+                        await self._patiently(order, arrival + BACKGROUND_AGE)
                     continue
                 started = loop.time()
                 try:
@@ -236,7 +243,7 @@ class RolloutClient:
                         replica = self._places.choose(replicas, avoid)
                         if replica is None:
                             with waiting(FLEET, HAS_NO_ROOM):
-                                await self._places.wait(age)
+                                await self._places.wait(arrival)
                             continue
                         problem = ServiceError(f"{replica.url}: it has not finished")  # should time run out meanwhile
                         with self._places.held(replica, futures), _written_by(replica, futures):
@@ -255,6 +262,17 @@ class RolloutClient:
         """Whether a replica has room that no prompt before one of this age waits for."""
         return not self._places.has_older(age) and self._places.choose(replicas, ()) is not None
 
+    async def _patiently(self, order: Order, age: int) -> None:
+        """Return when there may be room, or when the order no longer gives way."""
+        assert order.background is not None
+        waits = [asyncio.create_task(wait) for wait in (self._places.wait(age), order.background.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
     async def _somebody(self) -> None:
         """Return when there is a replica that writes."""
         with waiting(FLEET, HAS_NOBODY):
@@ -267,7 +285,7 @@ class RolloutClient:
         # A task of its own: the fleet cancels it when it parts with the replica.
         stream = asyncio.create_task(self._write(replica, futures, missing, order))
         replica.streams.add(stream)
-        if order.background:
+        if order.gives_way:
             self._background.add(stream)
         try:
             await asyncio.wait([stream])

@@ -231,10 +231,10 @@ class SimulatedJudge:
         seed: int,
         vote: int = 0,
         *,
-        background: bool = False,
+        background: asyncio.Event | None = None,
     ) -> Verdict:
         """As `reward_server.client.RewardClient.judge`: in the background it is asked again while all are busy."""
-        while background and self._slots.locked():
+        while background is not None and not background.is_set() and self._slots.locked():
             with waiting("judge sim://", QUEUE_IS_FULL):
                 await asyncio.sleep(ASKED_AGAIN_S)
         return await self._judge_pair(responses[0], responses[1] if len(responses) == 2 else None, seed, vote)

@@ -150,7 +150,7 @@ async def test_a_prompt_of_the_background_is_drawn_its_own_way_when_no_other_wai
     own = Sampling(max_tokens=4, temperature=0.1, stop_token_ids=(2,), top_p=0.5)
 
     async def background(rollouts: RolloutClient) -> Completion:
-        async with rollouts.generate((5,), 1, seed=1000, salt=str, sampling=own, background=True) as futures:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, sampling=own, background=asyncio.Event()) as futures:
             return await futures[0]
 
     async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 0.5, room=2) as rollouts:
@@ -183,10 +183,39 @@ async def test_waiting_for_room_costs_a_prompt_of_the_background_none_of_its_tim
 
         busy = [asyncio.create_task(keep_busy())]
         await asyncio.sleep(0.05)
-        with_room = rollouts.generate((5,), 1, seed=1000, salt=str, background=True)
+        with_room = rollouts.generate((5,), 1, seed=1000, salt=str, background=asyncio.Event())
         async with with_room as futures:
             assert (await futures[0]).token_ids == token_array((10, 2))
         await asyncio.gather(*busy)
+
+
+async def test_a_prompt_that_loses_its_patience_comes_before_all_that_came_later(replicas) -> None:
+    order: list[int] = []
+    go_on = asyncio.Semaphore(0)
+
+    async def held(reply: Reply) -> None:
+        order.append(reply.body["token_ids"][0])
+        await go_on.acquire()
+        await write_all(reply)
+
+    replicas[0].scripts = [held]
+    patience = asyncio.Event()
+
+    async def asked(rollouts: RolloutClient, prompt: int, background: asyncio.Event | None) -> None:
+        async with rollouts.generate((prompt,), 1, seed=1000, salt=str, background=background) as futures:
+            await futures[0]
+
+    async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 5.0, room=1) as rollouts:
+        tasks = []
+        for prompt, background in ((1, None), (2, patience), (3, None), (4, asyncio.Event()), (5, None)):
+            tasks.append(asyncio.create_task(asked(rollouts, prompt, background)))
+            await asyncio.sleep(0.02)
+        patience.set()
+        await asyncio.sleep(0.02)
+        for _ in tasks:
+            go_on.release()
+        await asyncio.gather(*tasks)
+    assert order == [1, 2, 3, 5, 4]
 
 
 async def test_the_background_gives_way_to_a_push_and_is_written_anew(replicas) -> None:
@@ -198,7 +227,7 @@ async def test_the_background_gives_way_to_a_push_and_is_written_anew(replicas) 
 
     replicas[0].scripts = [hangs, write_all]
     async with client(replicas[0]) as rollouts:
-        async with rollouts.generate((5,), 1, seed=1000, salt=str, background=True) as futures:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, background=asyncio.Event()) as futures:
             await begun.wait()
             rollouts.give_way()
             assert (await futures[0]).token_ids == token_array((10, 2))
