@@ -20,6 +20,11 @@ class RewardSettings(ServiceSettings):
     )
     reward_port: int = field(default=0, metadata={"help": "TCP port of the scoring API; 0: a free one."})
 
+    reward_announce: bool = field(
+        default=True,
+        metadata={"help": "With ray_address, tell the cluster of this service, so that runs there find it."},
+    )
+
     judge_model_name_or_path: str = field(
         default="nvidia/Llama-3_3-Nemotron-Super-49B-GenRM-Multilingual",
         metadata={"help": "The judge: folder or Hub id."},

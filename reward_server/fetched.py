@@ -6,16 +6,16 @@ serves the commit that was fetched. REVISION `-` is the main branch. How far it 
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from reward_server import hub
 from reward_server.fetch import Fetch
 from reward_server.fetch_state import FetchState
-from reward_server.fetch_teller import Teller
+from reward_server.fetch_teller import teller_for
 from wire.errors import ConfigError, RLHFError
 from wire.settings import run_program
 
@@ -33,9 +33,9 @@ def fetched_command(
 
 def main() -> None:
     """Fetch, and become the command."""
-    quiet_hub()
+    hub.be_quiet()
     path, model, revision, stall_s, *command = sys.argv[1:]
-    state_file, teller = Path(path), Teller(sys.stdout, model)
+    state_file, teller = Path(path), teller_for(sys.stdout, model)
 
     def tell(state: FetchState) -> None:
         state.write(state_file)
@@ -49,14 +49,6 @@ def main() -> None:
     sys.stdout.flush()
     words = [str(folder) if word == WEIGHTS else word for word in command]
     os.execvp(words[0], words)
-
-
-def quiet_hub() -> None:
-    """Its bars and retries are no news: what matters is told, or raised."""
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def run_and_leave(main: Callable[[], None]) -> NoReturn:

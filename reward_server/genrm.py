@@ -7,10 +7,11 @@ from pathlib import Path
 
 from reward_server.config import RewardSettings
 from reward_server.fetched import WEIGHTS, fetched_command
+from reward_server.startup import GenrmProcess
 from wire.engine import dealt_gpus, resolve_device, vllm_command, vllm_environment
 from wire.errors import ConfigError
 from wire.models import check_model, is_hub_id
-from wire.process import ServerProcess, free_port, url_of
+from wire.process import free_port, url_of
 
 
 def check_genrm(settings: RewardSettings) -> None:
@@ -44,7 +45,7 @@ def fetch_state_file(settings: RewardSettings, name: str) -> Path:
     return Path(settings.log_dir) / f"{name}.fetch.json"
 
 
-def genrm_process(settings: RewardSettings, index: int, *, shares_host: bool = True) -> ServerProcess:
+def genrm_process(settings: RewardSettings, index: int, *, shares_host: bool = True) -> GenrmProcess:
     """The process of GenRM server `index`, not yet started. Its log is `judge-INDEX.log` in `log_dir`.
 
     A judge on the Hub is fetched first, by the same process (`reward_server.fetched`).
@@ -60,6 +61,8 @@ def genrm_process(settings: RewardSettings, index: int, *, shares_host: bool = T
     port, device = free_port(settings.bind_address, settings.port_range), resolve_device(settings.device)
     name, model = f"judge-{index}", settings.judge_model_name_or_path
     extra = ["--trust-remote-code"] if settings.judge_trust_remote_code else []
+    if is_hub_id(model):
+        extra += ["--served-model-name", model]
     command = vllm_command(
         WEIGHTS if is_hub_id(model) else model,
         port=port,
@@ -71,11 +74,11 @@ def genrm_process(settings: RewardSettings, index: int, *, shares_host: bool = T
         tensor_parallel_size=settings.judge_tensor_parallel_size,
         gpu_memory_utilization=settings.judge_gpu_memory_utilization,
         deterministic=settings.deterministic,
-        extra_args=[*extra, "--served-model-name", model],
+        extra_args=extra,
     )
-    if is_hub_id(model):
-        stall_s = settings.judge_fetch_stall_s
-        command = fetched_command(fetch_state_file(settings, name), model, settings.judge_revision, stall_s, command)
+    state_file = fetch_state_file(settings, name) if is_hub_id(model) else None
+    if state_file is not None:
+        command = fetched_command(state_file, model, settings.judge_revision, settings.judge_fetch_stall_s, command)
     env = vllm_environment(
         bind_address=settings.bind_address,
         token_file=settings.token_file,
@@ -89,7 +92,8 @@ def genrm_process(settings: RewardSettings, index: int, *, shares_host: bool = T
     if os.path.isdir(model):
         env.setdefault("HF_HUB_OFFLINE", "1")
     log = Path(settings.log_dir) / f"{name}.log"
-    return ServerProcess(name, command, env, log, url_of(settings.bind_address, port), _memory_advice(settings))
+    url = url_of(settings.bind_address, port)
+    return GenrmProcess(name, command, env, log, url, _memory_advice(settings), state_file)
 
 
 def _memory_advice(settings: RewardSettings) -> str:

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
+from httpx2 import HTTPError
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     XetDownloadError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from reward_server.fetch_state import size
 from reward_server.model_files import needed, weights_among
@@ -68,6 +70,12 @@ class Snapshot:
         # A file that is written in pieces may have holes: what is allocated counts.
         found = [path.stat() for path in (folder / "blobs").glob(f"{file.blob}.*.incomplete")]
         return min(file.num_bytes, max((min(at.st_size, at.st_blocks * 512) for at in found), default=0))
+
+
+def be_quiet() -> None:
+    """Its bars and retries are no news: what matters is told, or raised."""
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def cache_folder(model: str) -> Path:

@@ -7,7 +7,9 @@ from typing import Any
 import ray
 
 from reward_server.config import RewardSettings
+from reward_server.fetch_state import FetchState
 from reward_server.service import STOP_GRACE_S, service_process
+from reward_server.weights import Weights
 from wire.engine import resolve_device
 from wire.placement import Room, at_node
 from wire.process import HostedServer
@@ -18,6 +20,16 @@ class RewardHost(HostedServer):
 
     def __init__(self, settings: RewardSettings) -> None:
         super().__init__(lambda: service_process(at_node(settings)), settings.startup_timeout_s, STOP_GRACE_S)
+        self._weights = Weights(settings)
+
+    def fetch(self) -> FetchState | None:
+        """How far the judge's files are, begun with the first call: before `start`, whose deadline is for loading."""
+        return self._weights.look()
+
+    def stop(self) -> None:
+        """End the service, and the fetch."""
+        self._weights.stop()
+        super().stop()
 
 
 def _gpus(settings: RewardSettings) -> int:

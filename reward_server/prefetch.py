@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from reward_server import hub
 from reward_server.config import RewardSettings
 from reward_server.fetch import Fetch
-from reward_server.fetch_teller import Teller
-from reward_server.fetched import quiet_hub, run_and_leave
+from reward_server.fetch_teller import teller_for
+from reward_server.fetched import run_and_leave
 from reward_server.genrm import check_judge_model
 from wire.models import is_hub_id
 from wire.settings import parse_settings
@@ -25,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not is_hub_id(model):
         print(f"{model} is a folder: there is nothing to fetch")
         return
-    quiet_hub()
-    teller = Teller(sys.stdout, model)
+    hub.be_quiet()
+    teller = teller_for(sys.stdout, model)
     print(Fetch(model, settings.judge_revision, settings.judge_fetch_stall_s, teller.tell).run())
 
 

@@ -36,7 +36,8 @@ def service_flags(settings: RewardSettings) -> list[str]:
 
 def service_process(settings: RewardSettings) -> ServerProcess:
     """The service's process on this host, not yet started. Its log is `reward.log` in `log_dir`."""
-    settings = replace(settings, ray_address=None)  # who asked for it knows its address, and Ray is no concern of its
+    # Who asked for it knows its address; it asks the cluster only for room for further GenRM servers.
+    settings = replace(settings, reward_announce=False)
     port = settings.reward_port or free_port(settings.bind_address, settings.port_range)
     command = [sys.executable, "-m", "reward_server.main", *service_flags(settings), "--reward_port", str(port)]
     log, advice = Path(settings.log_dir) / "reward.log", "see judge-0.log beside reward.log"

@@ -11,7 +11,10 @@ from typing import Any
 
 from reward_server.announce import choose, facts_of
 from reward_server.client import RewardClient
+from reward_server.fetch_state import FetchState
+from reward_server.fetch_wait import until_fetched
 from reward_server.placement import place_reward_service, room_for_reward_service
+from reward_server.scale import ADDRESS_FILE as REWARD_ADDRESS_FILE
 from reward_server.scheme import Scheme
 from reward_server.service import CLIENT_MARGIN_S
 from rollout_server.control import ControlApi, served
@@ -86,6 +89,7 @@ class Services(Writers):
         found = {
             "judge/queue_depth": self.judge_info.get("queue_depth"),
             "judge/prefix_cache_hits": self.judge_info.get("prefix_cache_hit_share"),
+            "judge/servers": sum(server["state"] == "ready" for server in self.judge_info.get("servers", ())),
         }
         return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -143,7 +147,8 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         reward_url = settings.reward_url or urls[0]
         api = ControlApi(fleet, replicas, token)
         fleet_url = await stack.enter_async_context(served(api, at_node(settings)))
-        stack.enter_context(_announced(fleet_url, Path(settings.output_dir)))
+        stack.enter_context(_announced(fleet_url, Path(settings.output_dir) / ADDRESS_FILE))
+        stack.enter_context(_announced(reward_url, Path(settings.output_dir) / REWARD_ADDRESS_FILE))
         say(f"fleet: {fleet_url}")
         judge = await stack.enter_async_context(
             RewardClient(
@@ -215,10 +220,9 @@ async def second_judges(settings: RunSettings, token: str) -> AsyncIterator[list
 
 
 @contextmanager
-def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
-    """Name the fleet's address in the run's folder while the context is open."""
-    path = output_dir / ADDRESS_FILE
-    path.write_text(fleet_url + "\n")
+def _announced(url: str, path: Path) -> Iterator[None]:
+    """Name an address in the run's folder while the context is open."""
+    path.write_text(url + "\n")
     try:
         yield
     finally:
@@ -247,7 +251,20 @@ async def _judge_started(settings: RunSettings, hosted: Callable[[Any], Any], sa
         raise ServiceError(
             f"the reward service found no node with room for it within {settings.startup_timeout_s:.0f} s"
         ) from None
-    return await _started(hosted(place_reward_service(settings, room)), settings.startup_timeout_s, say)
+    host = hosted(place_reward_service(settings, room))
+    await until_fetched(lambda: _files_of(host), settings.judge_model_name_or_path, say)
+    return await _started(host, settings.startup_timeout_s, say)
+
+
+async def _files_of(host: Any) -> FetchState | None:
+    try:
+        state: FetchState | None = await host.fetch.remote()
+    except Exception as error:  # the actor's own error, wrapped by Ray
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        raise ServiceError(str(cause or error)) from error
+    return state
 
 
 async def _started(host: Any, timeout_s: float, say: Callable[[str], None]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+import reward_server.fetch_wait
 import rollout_server.scale
 import rollout_server.started
 import trainer.ranks
 import trainer.services
+from reward_server.fetch_wait import until_fetched
 from rollout_server.membership import Membership, Replica, State
 from rollout_server.started import Host, StartedReplicas
 from tests.contract.silence import DEADLINE_S, SilentActor, in_time, public_calls
@@ -156,6 +158,13 @@ async def test_the_start_of_the_reward_service_ends_by_its_deadline_and_names_it
     monkeypatch.setattr(trainer.services, "PLACE_MARGIN_S", 0.0)
     with pytest.raises(ServiceError, match="the reward service found no node with a free `reward` resource within 0 s"):
         await in_time(trainer.services._started(SilentActor("start"), DEADLINE_S, print))
+
+
+async def test_a_host_that_does_not_say_how_far_its_files_are_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_server.fetch_wait, "LOOK_TIMEOUT_S", DEADLINE_S)
+    look = SilentActor("fetch").fetch.remote
+    with pytest.raises(ServiceError, match="did not say within 0 s how far its files are"):
+        await in_time(until_fetched(look, "toys/judge", print))
 
 
 async def test_a_reward_services_host_that_is_silent_ends_the_run_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.main import listen, main, serve
 from reward_server.scale import carry_out
+from reward_server.startup import GenrmProcess
 from wire.errors import ConfigError, ServiceError
-from wire.process import ServerProcess, free_port
+from wire.process import free_port
 
 SERVER = """
 import http.server, sys, time
@@ -37,7 +38,7 @@ def genrm(tmp_path, code=SERVER, delay_s=0.0, name="judge-0"):
     port = free_port("127.0.0.1")
     command = [sys.executable, "-c", code, str(port), str(delay_s)]
     url = f"http://127.0.0.1:{port}"
-    return ServerProcess(name, command, dict(os.environ), tmp_path / f"{name}.log", url, "lower judge_max_num_seqs")
+    return GenrmProcess(name, command, dict(os.environ), tmp_path / f"{name}.log", url, "lower judge_max_num_seqs")
 
 
 async def printed_url(capsys, serving):
