@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from trainer.bar import progress_bar
 from trainer.collect import Collector
 from trainer.config import RunSettings
 from trainer.contest import Contest
@@ -102,7 +103,9 @@ class _Simulation:
                 async with self._contest_over(rollouts) as contest:
                     await contest.meet()
                     self._mark()
-                    with tqdm(total=settings.num_steps, desc="simulation", unit="step", leave=False) as self._bar:
+                    with progress_bar(
+                        total=settings.num_steps, desc="simulation", unit="step", leave=False
+                    ) as self._bar:
                         await self._train(collector, contest)
                     self._evaluations = {"finished": self._num_evaluated, "skipped": contest.num_skipped}
         return self._summary() | {"real_seconds": round(time.perf_counter() - began, 1)}
