@@ -208,6 +208,7 @@ def _given(text: str) -> asyncio.Future[str | None]:
 def _info(settings: RewardSettings) -> dict[str, Any]:
     return {
         "model": settings.judge_model_name_or_path,
+        "revision": settings.judge_revision,
         "dialect": settings.judge_dialect,
         "principle": settings.judge_principle,
         "pairing": settings.judge_pairing,

@@ -15,6 +15,7 @@ from reward_server.config import RewardSettings
 from reward_server.main import listen, main, serve
 from reward_server.scale import carry_out
 from reward_server.startup import GenrmProcess
+from tests.reward_server.toy_hub import MODEL, ToyHub, serving
 from wire.errors import ConfigError, ServiceError
 from wire.process import free_port
 
@@ -176,3 +177,18 @@ def test_the_program_ends_with_code_2_and_one_line_on_a_mistake():
     command = [sys.executable, "-m", "reward_server.main", "--judge_model_name_or_path", "./nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2 and "error: judge_model_name_or_path" in done.stderr.splitlines()[-1]
+
+
+def test_a_judge_that_cannot_be_fetched_ends_the_program_with_code_2_and_its_reason(tmp_path):
+    (tmp_path / "repository").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "repository" / name).write_text("{}")
+    with serving(ToyHub(tmp_path / "repository", refusal=(403, "GatedRepo"))) as hub:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        flags = ["--judge_model_name_or_path", MODEL, "--device", "cpu", "--judge_tensor_parallel_size", "1"]
+        flags += ["--token_file", str(tmp_path / "token"), "--log_dir", str(tmp_path)]
+        command = [sys.executable, "-m", "reward_server.main", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "error: judge-0: judge_model_name_or_path 'toys/judge' is gated" in done.stderr.splitlines()[-1]
