@@ -37,10 +37,14 @@ class Head:
             command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
-    def submit(self, job: str, *flags: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-        words = ["submit", "--submission-id", job, *([] if wait else ["--no-wait"])]
+    def submit(self, job: str, *flags: str, here: bool = True, wait: bool = True) -> subprocess.CompletedProcess[str]:
+        """A run as a job: in this folder, or in the copy of it that Ray takes to the head."""
         run = [sys.executable, "-m", "trainer.main", "--config", "configs/toy.yaml", *flags]
-        return self.ray(*words, "--", "bash", "-c", f"'cd {ROOT} && exec {' '.join(run)}'")
+        words = ["submit", "--submission-id", job, *([] if wait else ["--no-wait"])]
+        if here:
+            return self.ray(*words, "--", "bash", "-c", f"cd {ROOT} && exec {' '.join(run)}")
+        copied = ["--working-dir", ".", "--runtime-env-json", '{"excludes": [".venv", ".git"]}']
+        return self.ray(*words, *copied, "--", *run)
 
     def until(self, what: str, is_so: Callable[[], bool], deadline_s: float = 90.0) -> None:
         end = time.monotonic() + deadline_s
@@ -78,9 +82,8 @@ def head(folder: Path) -> Iterator[Head]:
 def test_the_same_command_is_a_job_whose_log_is_lines_and_whose_status_is_its_exit_code(
     head: Head, folder: Path
 ) -> None:
-    rates = ROOT / "configs" / "rates"
-    simulated = ("--simulate", str(next(rates.glob("*.yaml"))), "--simulate_steps", "3")
-    done = head.submit("job-simulated", *simulated, "--output_dir", str(folder / "job-simulated"))
+    simulated = ("--simulate", "configs/rates/toy.yaml", "--simulate_steps", "3")
+    done = head.submit("job-simulated", *simulated, "--output_dir", str(folder / "job-simulated"), here=False)
     assert done.returncode == 0, done.stdout + done.stderr
     log = head.ray("logs", "job-simulated").stdout
     assert "summary and trace: " in log and "\r" not in log
