@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -132,10 +133,26 @@ class PlacedGenrm:
 
 
 def join(ray_address: str) -> None:
-    """Be a member of the cluster from now on, if not yet. Raises ConfigError where none answers there."""
+    """Be a member of the cluster from now on, if not yet; what is placed works in a folder of this process's path.
+
+    Raises:
+        ConfigError: no cluster answers there.
+    """
+    folder = os.getcwd()
+
+    def work_there() -> None:
+        with suppress(OSError):  # a host without it works where its `ray start` was
+            os.chdir(folder)
+
     if ray.is_initialized():
         return
     try:
-        ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+        ray.init(
+            address=ray_address,
+            runtime_env={"worker_process_setup_hook": work_there},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+        )
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(f"ray_address {ray_address!r}: {error}; no GenRM server can be placed there") from error
