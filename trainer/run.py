@@ -315,4 +315,5 @@ class Run:
             "episodes": version.step * self._settings.completions_per_step,
             "policy_version": version.label,
             "tripwires": self._tripwires.summary(),
+            **self._services.adopted(),
         }

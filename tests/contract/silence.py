@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+
+from tests.wire.fake_cluster import FakeCluster
+from wire.claim import Owner
+from wire.hosting import Plan
 
 DEADLINE_S = 0.3  # of every call that meets silence
 MARGIN_S = 3.0  # in which a shared machine may come round to it
@@ -66,6 +70,22 @@ class SilentActor:
         if name in self._methods:
             await asyncio.Event().wait()
         return self._facts
+
+
+class SilentCluster(FakeCluster):
+    """A cluster of hosts that never answer to `method`; with `has_room` off, none of them has a node."""
+
+    def __init__(self, method: str, *, has_room: bool = True) -> None:
+        super().__init__()
+        self._method, self._has_room = method, has_room
+
+    def launch(self, plan: Plan, owner: Owner) -> Any:
+        actor = super().launch(plan, owner)
+        actor.silent.add(self._method)
+        return actor
+
+    def answers(self, actor: Any) -> Callable[[float], bool]:
+        return lambda _: self._has_room
 
 
 async def in_time(call: Awaitable[Any]) -> Any:

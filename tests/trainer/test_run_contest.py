@@ -75,11 +75,11 @@ async def summary_of(settings: RunSettings, standins: StandInFleet) -> dict[str,
     learner = Learner([Rank()], settings)
     await learner.setup("127.0.0.1")
     judge: Any = Judge(settings)
-    unused: Any = SimpleNamespace()
+    unused: Any = SimpleNamespace(num_adopted=0, is_adopted=False)
     async with Fleet(settings, TOKEN) as fleet:
         for url in standins.urls:
             await fleet.add(url)
-        services = Services(learner, fleet, unused, "127.0.0.1", judge, [])
+        services = Services(learner, fleet, unused, "127.0.0.1", judge, unused)
         with open_trace(settings, goes_on=False) as trace:
             run = Run(settings, material, TOKEN, services, print, unused, trace)
             async with Ledger.open(settings, None, print) as ledger:
