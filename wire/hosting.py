@@ -87,6 +87,7 @@ class PlacedServer:
         self, plan: Plan, cluster: Cluster, owner: Owner, say: Callable[[str], None], actor: Any = None
     ) -> None:
         self._plan, self._cluster, self._owner, self._say, self._actor = plan, cluster, owner, say, actor
+        self._has_node = actor is not None
         self._lost: NotYours | None = None
         self._renewing: asyncio.Task[None] | None = None
         if actor is not None:
@@ -99,6 +100,7 @@ class PlacedServer:
             self._keep()
             answers = self._cluster.answers(self._actor)
             await until_found(self._plan.needs, answers, self._cluster.resources, self._say)
+            self._has_node = True
 
     async def start(self) -> str:
         """Place and start the server, unless that was done, and wait until it answers; returns its URL.
@@ -118,7 +120,11 @@ class PlacedServer:
         """End the server and give its place back. A dead actor's server was ended with it."""
         if self._renewing is not None:
             self._renewing.cancel()
-        if self._actor is not None and self._lost is None:
+        if self._actor is None or self._lost is not None:
+            return
+        if not self._has_node:  # it would hear of it when there is room
+            self._cluster.kill(self._actor)
+        else:
             await end_server(self._cluster, self._actor, self._owner, self._plan.stop_timeout_s)
 
     async def ask(self, method: str) -> Any:

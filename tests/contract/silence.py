@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -73,19 +73,16 @@ class SilentActor:
 
 
 class SilentCluster(FakeCluster):
-    """A cluster of hosts that never answer to `method`; with `has_room` off, none of them has a node."""
+    """A cluster of hosts that never answer to `method`."""
 
-    def __init__(self, method: str, *, has_room: bool = True) -> None:
+    def __init__(self, method: str) -> None:
         super().__init__()
-        self._method, self._has_room = method, has_room
+        self._method = method
 
     def launch(self, plan: Plan, owner: Owner) -> Any:
         actor = super().launch(plan, owner)
         actor.silent.add(self._method)
         return actor
-
-    def answers(self, actor: Any) -> Callable[[float], bool]:
-        return lambda _: self._has_room
 
 
 async def in_time(call: Awaitable[Any]) -> Any:

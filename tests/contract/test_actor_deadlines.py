@@ -176,7 +176,9 @@ async def test_the_start_of_the_reward_service_ends_by_its_deadline_and_names_it
 
 
 async def test_room_for_the_reward_service_is_waited_for_with_a_deadline(tmp_path: Path) -> None:
-    service = judge_service_on(SilentCluster("start", has_room=False), tmp_path)
+    cluster = FakeCluster()
+    cluster.has_room = False
+    service = judge_service_on(cluster, tmp_path)
     with pytest.raises(ServiceError, match="the reward service found no node with room for it within 0 s"):
         await in_time(service.start())
     await service.stop()

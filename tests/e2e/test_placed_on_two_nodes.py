@@ -93,16 +93,16 @@ async def main():
     assert await ranks[0].pick_port.remote() == lowest
 
     # The model is nowhere, so the programs end: where they would have listened is in their logs and errors.
-    cluster, owner = RayCluster(), RayCluster().owner(folder, 0.0)
+    joined, owner = RayCluster(), RayCluster().owner(folder, 0.0)
     plan = replica_plan(RolloutSettings(**known, model_name_or_path="./nowhere"), 0)
-    replica = PlacedServer(plan, cluster, owner, said.append)
+    replica = PlacedServer(plan, joined, owner, said.append)
     try:
         await replica.start()
     except Exception as error:
         print("replica", error)
     await replica.stop()
     judge = RewardSettings(**known, judge_urls=["http://127.0.0.9:1"], judge_servers=0, judge_tensor_parallel_size=1)
-    service = PlacedServer(reward_plan(judge), cluster, owner, said.append)
+    service = PlacedServer(reward_plan(judge), joined, owner, said.append)
     starting = asyncio.ensure_future(asyncio.wait_for(service.start(), 50))
     import urllib.request, urllib.error
     for _ in range(300):
@@ -121,7 +121,7 @@ async def main():
 
     try:
         away = RolloutSettings(**{**known, "bind_address": "192.0.2.77"}, model_name_or_path="./nowhere")
-        replica = PlacedServer(replica_plan(away, 1), cluster, owner, said.append)
+        replica = PlacedServer(replica_plan(away, 1), joined, owner, said.append)
         await replica.start()
     except ConfigError as error:
         print("mistake", error)

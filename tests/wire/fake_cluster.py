@@ -79,11 +79,12 @@ class FakeActor:
 
 
 class FakeCluster:
-    """Has room for everybody. `dead` are lives of drivers that it knows to be over."""
+    """Has room for everybody, unless `has_room` is off. `dead` are lives of drivers that it knows to be over."""
 
     def __init__(self) -> None:
         self.clock, self.dead = Clock(), set[str]()
         self.actors: dict[str, FakeActor] = {}
+        self.has_room = True
 
     def launch(self, plan: Plan, owner: Owner) -> FakeActor:
         process = FakeProcess(f"http://{plan.kind}-{plan.index}-{len(self.actors)}")
@@ -92,7 +93,7 @@ class FakeCluster:
         return actor
 
     def answers(self, actor: FakeActor) -> Callable[[float], bool]:
-        return lambda _: True
+        return lambda _: self.has_room
 
     def resources(self) -> tuple[Resources, Resources]:
         return {}, {}

@@ -91,3 +91,15 @@ async def test_an_end_that_is_given_up_ends_the_host(cluster: FakeCluster, serve
     with pytest.raises(asyncio.CancelledError):
         await ending
     assert only(cluster).is_killed
+
+
+async def test_one_that_waits_for_a_node_is_ended_at_once(cluster: FakeCluster, server: PlacedServer) -> None:
+    cluster.has_room = False
+    placing = asyncio.create_task(server.place())
+    await asyncio.sleep(0.05)
+    only(cluster).silent.add("stop")
+    placing.cancel()
+    await asyncio.gather(placing, return_exceptions=True)
+    async with asyncio.timeout(5):
+        await server.stop()
+    assert only(cluster).is_killed
