@@ -21,6 +21,7 @@ from wire.address import NODE
 from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
 from wire.placement import Room, at_node
+from wire.signals import kept_handlers
 
 BEGIN_TIMEOUT_S = 60.0  # the actor's process starts and imports
 LOOK_TIMEOUT_S = 15.0
@@ -87,7 +88,8 @@ class PlacedGenrm:
             ServiceError: no node had room within `startup_timeout_s`, or the node was lost.
         """
         settings = self._settings
-        await asyncio.to_thread(join, str(settings.ray_address))
+        with kept_handlers():
+            await asyncio.to_thread(join, str(settings.ray_address))
         gpus = settings.judge_tensor_parallel_size * (resolve_device(settings.device) == "cuda")
         room = self._room = Room(self._name, {"reward": 1, "GPU": gpus})
         try:

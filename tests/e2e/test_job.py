@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -73,9 +72,8 @@ def head(folder: Path) -> Iterator[Head]:
         found.until("the dashboard answers", lambda: found.ray("list").returncode == 0)
         yield found
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        end_processes(MARK)
+        end_processes(MARK)  # `ray start` itself would wait for half a minute
+        process.wait(10)
         subprocess.run(["rm", "-rf", f"/tmp/ray-{MARK}"], check=True)
 
 
@@ -87,9 +85,9 @@ def test_the_same_command_is_a_job_whose_log_is_lines_and_whose_status_is_its_ex
     assert done.returncode == 0, done.stdout + done.stderr
     log = head.ray("logs", "job-simulated").stdout
     assert "summary and trace: " in log and "\r" not in log
-    assert "SUCCEEDED" in head.ray("status", "job-simulated").stdout
+    assert "succeeded" in head.ray("status", "job-simulated").stdout
     wrong = head.submit("job-wrong", "--rloo_k", "1")
-    assert wrong.returncode != 0 and "FAILED" in head.ray("status", "job-wrong").stdout
+    assert wrong.returncode != 0 and "failed" in head.ray("status", "job-wrong").stdout
     assert "error: rloo_k" in head.ray("logs", "job-wrong").stdout
 
 
@@ -105,9 +103,9 @@ def test_a_job_that_is_stopped_takes_down_all_that_its_run_has_started(
     servers = {pid for pid in processes_of(MARK) if b"vllm.entrypoints" in _command(pid)}
     assert servers
     assert head.ray("stop", "job-stopped").returncode == 0
-    assert "STOPPED" in head.ray("status", "job-stopped").stdout
+    assert "stopped" in head.ray("status", "job-stopped").stdout
     log = head.ray("logs", "job-stopped").stdout
-    assert log.rstrip().endswith("stopped") and "\r" not in log
+    assert "stopped" in log.splitlines() and "\r" not in log
     head.until("the servers are gone", lambda: not servers & set(processes_of(MARK)), 30)
     left = [_command(pid) for pid in set(processes_of(MARK)) - before]
     assert not [
