@@ -21,6 +21,7 @@ DOORS = {
         "rollout_server/gloo_sender.py",
         "rollout_server/gloo_worker.py",
         "rollout_server/nccl_guard.py",
+        "rollout_server/packed_route.py",
         "rollout_server/worker_answers.py",
         "trainer/publish.py",
     },

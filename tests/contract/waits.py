@@ -63,6 +63,7 @@ from wire.estate import IS_SEARCHED, inherited
 from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import Message
 from wire.membership import Member, Outcome, TransferReport
+from wire.pieces import PACKED_PATH
 from wire.room import HAS_NO_ROOM, Needs, until_found
 
 OWNER = Owner("/runs/a", "1", "01", 100.0)
@@ -70,7 +71,6 @@ LONG_S = 60.0  # every deadline: none is met
 V1 = PolicyVersion(0, 1)
 TALK = (Message(role="user", content="sea?"),)
 SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
-GENERATE = "inference/v1/generate"
 
 
 @asynccontextmanager
@@ -122,7 +122,7 @@ async def completions(*urls: str, prompts: int = 1, room: int = 0) -> AsyncItera
 
 @asynccontextmanager
 async def completions_of_a_silent_replica(**changes: Any) -> AsyncIterator[None]:
-    async with silent_server(GENERATE) as url, completions(url, **changes):
+    async with silent_server(PACKED_PATH.strip("/")) as url, completions(url, **changes):
         yield
 
 

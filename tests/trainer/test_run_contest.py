@@ -45,7 +45,7 @@ class Judge:
         self._scheme = Scheme.of(settings)
 
     async def judge(
-        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: bool = False
+        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: Any = None
     ) -> Verdict:
         return Verdict(scores=tuple(truth(text) for text in responses), ranking=None)
 
