@@ -25,6 +25,7 @@ from wire.hosting import Plan
 from wire.registry import Facts, Registry
 from wire.room import Needs, until_found
 from wire.settings import Settings
+from wire.signals import kept_handlers
 
 REGISTRY, NAMESPACE = "rlhf-registry", "rlhf"
 REGISTRY_TIMEOUT_S = 20.0  # the first call starts it
@@ -38,7 +39,8 @@ def joined_cluster(ray_address: str) -> Iterator[None]:
         ConfigError: no cluster answers there.
     """
     try:
-        ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
+        with kept_handlers():
+            ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(f"ray_address {ray_address!r}: {error}; start Ray there with `ray start --head`") from error
     try:
