@@ -29,7 +29,7 @@ OTHERS = [("PUT", "/v1/replicas/count"), ("DELETE", "/v1/replicas"), ("OPTIONS",
 ROUTES = [("GET", path) for path in GET] + [("POST", path) for path in POST] + OTHERS
 NUM_THREADS = 32
 TIMEOUT_S = 5.0
-GUESSES = ({}, {"Authorization": "Bearer guessed"})
+GUESSES: tuple[dict[str, str], ...] = ({}, {"Authorization": "Bearer guessed"})
 UPGRADE = {
     "Connection": "Upgrade",
     "Upgrade": "websocket",

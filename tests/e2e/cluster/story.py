@@ -30,7 +30,7 @@ NUM_STEPS = 45
 START_S = 240.0  # until servers are up that load their libraries all at once on two cores
 SOON_S = 60.0
 BLIP_S = 1.0
-OF_A_RUN = ("trainer.", "rollout_server", "vllm", "VLLM", "ray::PlacedRank", "ray::ReplicaHost")
+OF_A_RUN = ("trainer.", "rollout_server", "vllm", "VLLM", "ray::PlacedRank", "ray::ReplicaHost", "multiproc")
 OF_THE_CLUSTER = (*OF_A_RUN, "raylet", "reward_server")
 
 
@@ -76,10 +76,11 @@ class Story:
     def play(self) -> Seen:
         """All scenes, in order."""
         self._scene("ray up", self._ray_up)
-        self._service = reward_service(self._world, *self.seen.reward)
+        (head,), (reward,) = self.seen.head, self.seen.reward
+        self._service = reward_service(self._world, reward)
         self._scene("reward service", lambda: self._service.wait_for("reward service http", START_S))
-        slow = Program(self._world, *self.seen.reward, "slow", python("tests.e2e.cluster.slow_judge"))
-        self._run = ToyRun(self._world, *self.seen.head, NUM_STEPS)
+        slow = Program(self._world, reward, "slow", python("tests.e2e.cluster.slow_judge"))
+        self._run = ToyRun(self._world, head, NUM_STEPS)
         try:
             self._scene("run", lambda: self._run.wait_for("fleet: ", START_S))
             self._scene("third replica", self._grow)
