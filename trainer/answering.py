@@ -26,9 +26,9 @@ from trainer.answer_files import FORMS, Answer, Question, Writer, read_questions
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
 from trainer.first_done import first_done
+from trainer.joined import is_ready, wait_until_ready
 from trainer.material import load_tokenizer, stop_ids
 from trainer.pipeline import IN_THE_MAKING
-from trainer.preflight import check_url
 from trainer.prompts import PromptRenderer, hash_seed
 from trainer.supervisor import Supervised
 from wire.errors import ConfigError, ServiceError
@@ -237,7 +237,7 @@ def answer_benchmark(argv: Sequence[str] | None, say: Callable[[str], None]) -> 
     questions = read_questions(Path(settings.questions), settings.export)
     policy = find_policy(settings)
     for url in settings.rollout_urls:
-        check_url(url)
+        is_ready(url)  # refuses one that is not there
     tokenizer = load_tokenizer(policy.settings)
     answers = Answers(policy.settings, tokenizer, questions)
     answers.check()
@@ -247,6 +247,7 @@ def answer_benchmark(argv: Sequence[str] | None, say: Callable[[str], None]) -> 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not settings.ray_address:
         prepare_embedded_ray()
+    wait_until_ready(settings.rollout_urls, policy.settings.startup_timeout_s, say)
     say(f"{len(questions)} questions of {settings.export}, answered by {settings.checkpoint}")
     with Supervised():
         try:

@@ -25,10 +25,11 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
 from trainer.folders import held_alone
+from trainer.joined import wait_until_ready
 from trainer.journal import open_trace, write_summary
 from trainer.material import Material, load_material
 from trainer.plan import make_plan
-from trainer.preflight import check_environment
+from trainer.preflight import check_environment, joined
 from trainer.rates import load_rates
 from trainer.simulate import simulate, summary_lines
 from trainer.supervisor import Supervised
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     material = load_material(settings, say)
     token = read_or_create_token(settings.token_file)
+    wait_until_ready(joined(settings), settings.startup_timeout_s, say)
     if not settings.ray_address:
         prepare_embedded_ray()
     collect_rarely()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from trainer.config import RunSettings
 from trainer.dataset import load_conversations, pairs_to_check_judge
 from trainer.eval_file import read_conversations
 from trainer.evaluate import load_truth
+from trainer.joined import is_ready
 from wire.engine import resolve_device
 from wire.errors import ConfigError
 from wire.models import check_model, is_hub_id
 
-PROBE_TIMEOUT_S = 5.0
 # Data sets of the shipped configurations: a dry run does not download them.
 KNOWN_DATASETS = frozenset({"nvidia/HelpSteer3"})
 
@@ -38,8 +36,7 @@ def check_environment(settings: RunSettings) -> list[str]:
         pairs_to_check_judge(settings)
     if settings.num_eval_prompts and settings.eval_file:
         read_conversations(Path(settings.eval_file))
-    for url in [*settings.rollout_urls, *filter(None, [settings.reward_url, settings.second_reward_url])]:
-        check_url(url)
+    notes += [f"{url} is still loading (HTTP 503 from /health)" for url in joined(settings) if not is_ready(url)]
     # In a cluster the driver may stand on a host without GPUs: Ray finds them for what it places.
     if settings.device == "cuda" and not settings.ray_address and not Path("/dev/nvidiactl").exists():
         message = "device 'cuda': this host shows no NVIDIA GPU; use device cpu, or start on a GPU host"
@@ -51,15 +48,6 @@ def check_environment(settings: RunSettings) -> list[str]:
     return notes
 
 
-def check_url(url: str) -> None:
-    """Raises ConfigError unless `<url>/health` answers within 5 s; a server that is still loading answers 503."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S):
-            return
-    except urllib.error.HTTPError as error:
-        if error.code == 503:
-            raise ConfigError(f"{url} is not ready yet (HTTP 503 from /health); wait until it is") from error
-        raise ConfigError(f"{url}/health answers HTTP {error.code}; is this the right server?") from error
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(f"nobody answers at {url} ({reason}); start the server or correct the URL") from error
+def joined(settings: RunSettings) -> list[str]:
+    """The URLs of all servers that the run does not start."""
+    return [*settings.rollout_urls, *filter(None, [settings.reward_url, settings.second_reward_url])]
