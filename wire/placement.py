@@ -38,7 +38,7 @@ def joined_cluster(ray_address: str) -> Iterator[None]:
     try:
         ray.init(
             address=ray_address,
-            runtime_env={"worker_process_setup_hook": _in_folder(os.getcwd())},
+            runtime_env={"worker_process_setup_hook": working_in(os.getcwd())},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -50,7 +50,9 @@ def joined_cluster(ray_address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _in_folder(path: str) -> Callable[[], None]:
+def working_in(path: str) -> Callable[[], None]:
+    """What a process calls to work in this folder; nothing happens where its host has none of this path."""
+
     def change() -> None:
         with suppress(OSError):
             os.chdir(path)
