@@ -27,7 +27,7 @@ POST = [
 ]
 OTHERS = [("PUT", "/v1/replicas/count"), ("DELETE", "/v1/replicas"), ("OPTIONS", "/metrics"), ("HEAD", "/metrics")]
 ROUTES = [("GET", path) for path in GET] + [("POST", path) for path in POST] + OTHERS
-NUM_THREADS = 32
+NUM_THREADS = 128  # whoever does not answer keeps one for TIMEOUT_S
 TIMEOUT_S = 5.0
 GUESSES: tuple[dict[str, str], ...] = ({}, {"Authorization": "Bearer guessed"})
 UPGRADE = {
