@@ -15,11 +15,11 @@ driver_ms_per_completion CPU time of the driver's process, all its threads, a co
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 
 from benchmarks.driver_cost import driver_cost
 from benchmarks.pipeline_layouts import load_cases, run_case
+from wire import event_loop
 
 
 def arguments() -> argparse.Namespace:
@@ -63,7 +63,7 @@ def main() -> None:
     if "l" in flags.parts:
         figures["layouts"] = layouts(flags)
     if "d" in flags.parts:
-        cost = asyncio.run(driver_cost(flags.completions, profile=flags.profile))
+        cost = event_loop.run(driver_cost(flags.completions, profile=flags.profile))
         figures["driver_ms_per_completion"] = float(f"{cost:.4g}")
     print(json.dumps(figures))
 

@@ -19,12 +19,13 @@ import asyncio
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from random import Random
 from typing import Any
 
 import msgspec
+import numpy as np
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,9 +33,10 @@ from uvicorn.server import ServerState
 
 from benchmarks.standin_genrm import read_body
 from rollout_server.gate import WeightGateMiddleware
+from wire.generation import VersionSpan
+from wire.pieces import LOGPROB, MEDIA_TYPE, PACKED_PATH, TOKEN_ID, Piece, framed
 
 ADDRESS = "127.0.0.1"
-DONE = b"data: [DONE]\n\n"
 TOKEN = 7  # the one token that is ever written, but for the stop token at the end
 
 
@@ -107,7 +109,7 @@ class Replica:
         """Answer one request."""
         path = scope["path"].lstrip("/")
         body = await read_body(receive)
-        if path == "inference/v1/generate":
+        if scope["path"] == PACKED_PATH:
             await self._generate(msgspec.json.decode(body, type=_Order).sampling_params, receive, send)
         else:
             answer = await self._control(path, body)
@@ -130,48 +132,50 @@ class Replica:
         return {"world_size": 1, "is_paused": self._clock.is_paused, "weight_version": self._version}
 
     async def _generate(self, order: _Sampling, receive: Any, send: Any) -> None:
-        await _start(send, 200, b"text/event-stream")
+        await _start(send, 200, MEDIA_TYPE.encode())
         async with asyncio.TaskGroup() as tasks:
             writers = [tasks.create_task(self._write(order, index, send)) for index in range(order.n)]
             watch = tasks.create_task(_cancel_at_hang_up(receive, writers))
             await asyncio.wait(writers)
             watch.cancel()
-        await _send(send, DONE)
+        await _send(send, b"")
 
     async def _write(self, order: _Sampling, index: int, send: Any) -> None:
         """One completion, in pieces; a piece is stamped with the version that began it, never a younger one."""
         flags = self._flags
         length = length_of(order.seed + index, flags.mean_tokens, flags.spread, order.max_tokens)
         stop = order.stop_token_ids[0] if length < order.max_tokens and order.stop_token_ids else None
-        spans: list[dict[str, Any]] = []
+        starts: list[tuple[str, int]] = []  # each version with the first of its tokens
         arrived = self._clock.read()
         mark, written = max(await self._slots.get(), arrived), 0
         try:
             while written < length:
                 size = min(order.stream_interval, length - written)
-                if not spans or spans[-1]["version"] != self._version:
-                    spans.append({"version": self._version, "start": written, "end": written})
+                if not starts or starts[-1][0] != self._version:
+                    starts.append((self._version, written))
                 mark += size * flags.token_s
                 await self._clock.until(mark)
                 written += size
-                spans[-1]["end"] = written
-                finish = None if written < length else "length" if stop is None else "stop"
-                await _send(send, _event(index, size, stop if finish else None, finish, spans), more=True)
+                ids, logprobs = _packed(size, stop if written == length else None)
+                piece = Piece(index, ids, logprobs)
+                if written == length:
+                    piece.finish_reason = "length" if stop is None else "stop"
+                    piece.versions = _spans(starts, length)
+                await _send(send, framed(piece), more=True)
         finally:
             self._slots.put_nowait(min(mark, self._clock.read()))
 
 
-def _event(index: int, size: int, stop: int | None, finish: str | None, spans: list[dict[str, Any]]) -> bytes:
-    ids, content = _tokens(size, stop)
-    rest = f'"finish_reason":{json.dumps(finish)},"weight_versions":{json.dumps(spans)}'
-    choice = f'{{"index":{index},"token_ids":{ids},"logprobs":{{"content":{content}}},{rest}}}'
-    return f'data: {{"choices":[{choice}]}}\n\n'.encode()
+def _spans(starts: Sequence[tuple[str, int]], length: int) -> tuple[VersionSpan, ...]:
+    ends = [start for _, start in starts[1:]] + [length]
+    return tuple(VersionSpan(version, start, end) for (version, start), end in zip(starts, ends, strict=True))
 
 
 @cache
-def _tokens(size: int, stop: int | None) -> tuple[str, str]:
+def _packed(size: int, stop: int | None) -> tuple[bytes, bytes]:
+    """So many tokens and their log-probs."""
     ids = [TOKEN] * size if stop is None else [TOKEN] * (size - 1) + [stop]
-    return json.dumps(ids), json.dumps([{"token_id": t, "logprob": -0.5, "rank": 1, "top_logprobs": []} for t in ids])
+    return np.array(ids, TOKEN_ID).tobytes(), np.full(size, -0.5, LOGPROB).tobytes()
 
 
 async def _cancel_at_hang_up(receive: Any, writers: list[asyncio.Task[None]]) -> None:

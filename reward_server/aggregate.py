@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -101,20 +102,20 @@ def least_squares_scores(num: int, placed: Sequence[PlacedVerdict], *, tie_break
     pairs = [v for v in placed if v.second is not None and v.verdict.scores is not None]
     if not pairs:
         return Scores(mean_scores(num, placed, tie_break=tie_break).scores, (None,) * num)
-    in_first, in_second = {v.first for v in pairs}, {v.second for v in pairs}
-    if not in_first & in_second:
+    compared = [(v.first, v.second) for v in pairs if v.second is not None]
+    if not {first for first, _ in compared} & {second for _, second in compared}:
         return Scores((None,) * num, (None,) * num)
-    judged = in_first | in_second
-    equations, said = _equations(num, pairs, tie_break)
-    inverse = np.linalg.pinv(equations, rcond=1e-9)
-    fitted = np.round(inverse @ said, SCORE_DECIMALS)
-    freedom = len(said) - len(judged) - 1
-    variance = float(np.sum((said - equations @ fitted) ** 2)) / freedom if freedom else math.nan
-    errors = np.sqrt(variance * np.sum(inverse**2, axis=1))
-    return Scores(
-        tuple(max(LOWEST_SCORE, float(fitted[k])) if k in judged else None for k in range(num)),
-        tuple(float(errors[k]) if k in judged and freedom else None for k in range(num)),
-    )
+    judged = list(dict.fromkeys(k for pair in compared for k in pair))
+    fit = _fit_of(tuple((judged.index(first), judged.index(second)) for first, second in compared))
+    said = _said(pairs, tie_break)
+    fitted = np.round(fit.inverse @ said, SCORE_DECIMALS)
+    scores: dict[int, float] = dict(zip(judged, np.maximum(fitted[:-1], LOWEST_SCORE).tolist(), strict=True))
+    errors: dict[int, float] = {}
+    if freedom := len(said) - len(judged) - 1:
+        residuals = said - fit.equations @ fitted
+        sigma = math.sqrt(float(residuals @ residuals) / freedom)
+        errors = dict(zip(judged, (sigma * fit.spread).tolist(), strict=True))
+    return Scores(tuple(map(scores.get, range(num))), tuple(map(errors.get, range(num))))
 
 
 AGGREGATIONS: dict[str, Aggregation] = {"mean": mean_scores, "least_squares": least_squares_scores}
@@ -138,17 +139,35 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _equations(
-    num: int, pairs: Sequence[PlacedVerdict], tie_break: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A (2 V x num + 1, p last) and y (2 V): first the differences of all verdicts, then their weighted sums."""
+@dataclass(frozen=True)
+class _Fit:
+    """What of a fit does not depend on what was said: A (2 V x n + 1, p last), A^+, and the root of the diagonal of
+    (A'A)^+ without p's."""
+
+    equations: NDArray[np.float64]
+    inverse: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+
+@lru_cache(maxsize=1024)
+def _fit_of(pairs: tuple[tuple[int, int], ...]) -> _Fit:
+    """The fit of verdicts on these pairs of completions, numbered as they first appear.
+
+    It is kept, for a pseudo-inverse takes longer than all else that is done with a group's scores, and so numbered the
+    groups of a run have few designs.
+    """
+    num = 1 + max(map(max, pairs))
     difference, total = np.zeros((2, len(pairs), num + 1))
-    said = np.zeros((len(pairs), 2))
-    for row, v in enumerate(pairs):
-        assert v.second is not None and v.verdict.scores is not None
-        difference[row, [v.first, v.second, -1]] = 1, -1, 1
-        total[row, [v.first, v.second]] = 1
-        said[row] = _untied(v.verdict.scores, v.verdict.ranking, tie_break)
+    for row, (first, second) in enumerate(pairs):
+        difference[row, [first, second, -1]] = 1, -1, 1
+        total[row, [first, second]] = 1
+    equations = np.concatenate([difference, math.sqrt(SUM_WEIGHT) * total])
+    inverse = np.linalg.pinv(equations, rcond=1e-9)
+    return _Fit(equations, inverse, np.sqrt(np.sum(inverse[:-1] ** 2, axis=1)))
+
+
+def _said(pairs: Sequence[PlacedVerdict], tie_break: float) -> NDArray[np.float64]:
+    """y (2 V): first the differences of all verdicts, then their weighted sums."""
+    untied = [_untied(v.verdict.scores or (), v.verdict.ranking, tie_break) for v in pairs]
     weight = math.sqrt(SUM_WEIGHT)
-    sides = (said[:, 0] - said[:, 1], weight * said.sum(axis=1))
-    return np.concatenate([difference, weight * total]), np.concatenate(sides)
+    return np.array([a - b for a, b in untied] + [weight * (a + b) for a, b in untied])

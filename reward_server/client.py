@@ -81,9 +81,10 @@ class RewardClient:
         seed: int,
         vote: int = 0,
         *,
-        background: bool = False,
+        background: asyncio.Event | None = None,
     ) -> Verdict:
-        """The verdict on one response, or on two against each other; in the `background`, when nothing else waits.
+        """The verdict on one response, or on two against each other; one of the `background` is let in when nothing
+        else waits, or once the event is set.
 
         A lost connection is retried until the deadline. A verdict that cannot be had carries the reason.
 
@@ -95,8 +96,12 @@ class RewardClient:
             responses=tuple(responses),
             seed=seed,
             vote=vote,
-            background=background,
         )
+
+        def body() -> msgspec.Raw:  # of each attempt: it may be of the background no more
+            gives_way = background is not None and not background.is_set()
+            return _as_json(order.model_copy(update={"background": True}) if gives_way else order)
+
         clock = asyncio.get_running_loop().time
         async with self._place():
             started = clock()
@@ -106,7 +111,7 @@ class RewardClient:
                         call.on_busy = lambda: deadline.reschedule(
                             max(deadline.when() or 0.0, self._last_answer + self._timeout_s)
                         )
-                        reply = await self._peer.post("/v1/judgement", _as_json(order), call)
+                        reply = await self._peer.post("/v1/judgement", body, call)
                 except TimeoutError:
                     reason: MissingReason = "server_lost" if call.lost else "timeout"
                     return self._missing(reason, "", call, clock() - started)

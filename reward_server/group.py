@@ -13,7 +13,7 @@ after the first was paired, the pairs that the ring then closes over are given u
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from reward_server.aggregate import LOWEST_SCORE
@@ -66,9 +66,12 @@ class _Group:
         self._verdicts: dict[_Question, asyncio.Task[Verdict]] = {}
 
     async def judge(self, makings: Sequence[asyncio.Future[str | None]]) -> GroupVerdict:
+        awaited = {making: index for index, making in enumerate(makings)}
         async with asyncio.TaskGroup() as tasks:
-            for index, making in enumerate(makings):
-                tasks.create_task(self._take(tasks, index, making))
+            while awaited:
+                done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                self._take({awaited.pop(making): making for making in done})
+                self._ask(tasks)
         placed = self._placed()
         unjudged = tuple(index for index in range(self._num) if self._answers[index] is None)
         same_as = self._same_as()
@@ -82,11 +85,14 @@ class _Group:
             standard_errors=errors and tuple(errors[same_as[k]] for k in range(self._num)),
         )
 
-    async def _take(self, tasks: asyncio.TaskGroup, index: int, making: asyncio.Future[str | None]) -> None:
-        await asyncio.wait([making])
-        if making.cancelled():  # a TaskGroup takes a CancelledError in a child for a quiet end
-            raise ServiceError(f"completion {index} of a group was cancelled before it was judged")
-        self._answers[index] = judged_answer(making.result())
+    def _take(self, made: Mapping[int, asyncio.Future[str | None]]) -> None:
+        for index, making in sorted(made.items()):
+            if making.cancelled():
+                raise ServiceError(f"completion {index} of a group was cancelled before it was judged")
+            self._answers[index] = judged_answer(making.result())
+
+    def _ask(self, tasks: asyncio.TaskGroup) -> None:
+        """What can be asked by now and was not yet."""
         wanted = dict.fromkeys(question for *_, question in self._questions())
         for question in wanted:
             if question not in self._verdicts:

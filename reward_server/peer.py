@@ -27,6 +27,7 @@ def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
     )
 
 
@@ -104,12 +105,14 @@ class Peer:
         """POST `message` as JSON until the peer answers; without end, so the caller sets the deadline.
 
         A lost connection and a 5xx are tried again after a pause that doubles, a busy peer (408, 429) after the pause
-        that it asks for. `call` is told of every turn.
+        that it asks for. `call` is told of every turn. A `message` that is a function is asked for what each attempt
+        sends.
         """
         pause = FIRST_PAUSE_S
-        body = msgspec.json.encode(message)
+        message_of = message if callable(message) else lambda: message
         while True:
             call.is_sent()
+            body = msgspec.json.encode(message_of())
             try:
                 reply = await self.send("POST", path, body)
             except (aiohttp.ClientError, OSError) as error:

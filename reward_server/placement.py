@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import ray
+from dataclasses import replace
 
 from reward_server.config import RewardSettings
-from reward_server.service import STOP_GRACE_S, service_process
+from reward_server.service import STOP_GRACE_S, service_flags, service_process
+from wire.claim import Claim, Owner
 from wire.engine import resolve_device
-from wire.placement import Room, at_node
-from wire.process import HostedServer
+from wire.hosted import HostedServer
+from wire.hosting import Plan
+from wire.identity import Identity, digest, digest_of_model, software_of
+from wire.placement import at_node
+from wire.token import read_or_create_token
+
+KIND = "reward-service"
 
 
 class RewardHost(HostedServer):
     """The actor of the service; it makes the process on the node where it will run, so that its port is that node's."""
 
-    def __init__(self, settings: RewardSettings) -> None:
-        super().__init__(lambda: service_process(at_node(settings)), settings.startup_timeout_s, STOP_GRACE_S)
+    def __init__(self, settings: RewardSettings, identity: Identity, index: int, owner: Owner) -> None:
+        super().__init__(
+            lambda: service_process(at_node(settings)),
+            identity,
+            index,
+            Claim(owner, is_kept=settings.keeps_servers),
+            startup_timeout_s=settings.startup_timeout_s,
+            grace_s=STOP_GRACE_S,
+        )
 
 
-def _gpus(settings: RewardSettings) -> int:
-    return settings.judge_servers * settings.judge_tensor_parallel_size * (resolve_device(settings.device) == "cuda")
-
-
-def room_for_reward_service(settings: RewardSettings) -> Room:
-    """A place for the service, on a node with the resource `reward` and the GPUs of its GenRM servers."""
-    return Room("the reward service", {"reward": 1, "GPU": _gpus(settings)})
-
-
-def place_reward_service(settings: RewardSettings, room: Room) -> Any:
-    """An actor handle for the service in `room`; nothing is started yet.
-
-    Its two threads let `check` and `stop` be heard while `start` waits for the GenRM to load.
-    """
-    host = ray.remote(RewardHost).options(
-        num_cpus=0,
-        num_gpus=_gpus(settings),
+def reward_plan(settings: RewardSettings) -> Plan:
+    """The service, on a node with the resource `reward` and the GPUs of its GenRM servers."""
+    is_cuda = resolve_device(settings.device) == "cuda"
+    return Plan(
+        kind=KIND,
+        index=0,
+        name="the reward service",
+        host=RewardHost,
+        arguments=(settings,),
+        identity=reward_identity(settings),
         resources={"reward": 1},
-        max_concurrency=2,
-        scheduling_strategy=room.place(),
+        num_gpus=settings.judge_servers * settings.judge_tensor_parallel_size * is_cuda,
+        is_kept=settings.keeps_servers,
+        stop_timeout_s=45.0,  # it takes up to 30 s to end its GenRM servers
     )
-    return host.remote(settings)
+
+
+def reward_identity(settings: RewardSettings) -> Identity:
+    """What a service must have to be taken for this one. Where its log is, and how long it may take to start, is not
+    in it."""
+    neutral = replace(
+        settings, bind_address="", port_range=None, ray_address=None, reward_url=None, token_file="", log_dir="",
+        startup_timeout_s=1.0, orphan_timeout_s=0.0,
+    )  # fmt: skip
+    return Identity(
+        command=tuple(service_flags(neutral)),
+        listens=(settings.bind_address, settings.port_range or "any port"),
+        models=(digest_of_model(settings.judge_model_name_or_path),),
+        token=digest(read_or_create_token(settings.token_file).encode()),
+        software=software_of("wire", "reward_server"),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,20 +13,23 @@ from typing import Any, Self
 
 import aiohttp
 import msgspec
+import numpy as np
 
+from rollout_server.control_routes import KEEPALIVE_S
 from rollout_server.membership import Replica
 from rollout_server.places import NEWS_S, Members, Places
 from rollout_server.rooms import Rooms
 from wire.errors import ServiceError, Unauthorized
-from wire.generation import Choice, Chunk, Completion, VersionSpan
+from wire.generation import Completion
 from wire.membership import BOOT_HEADER
+from wire.pieces import LOGPROB, PACKED_PATH, Piece, Unframing
 from wire.token import auth_headers
 from wire.waits import WAITS, waiting
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 REFUSALS = frozenset({400, 404, 405, 413, 422})  # it lies in the request; 409, 429 and 5xx lie in the replica
 BACKGROUND_AGE = 2**62  # ages from here on: these prompts come after all others, however long they wait
-PIECE_TOKENS = 256  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
+PIECE_TOKENS = 1024  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
 FLEET = "fleet"
 WRITES = "writes"
@@ -50,29 +54,52 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked for: completion i of the prompt is drawn with `seed` + i. `salt` is called for every request."""
+    """What is asked for: completion i of the prompt is drawn with `seed` + i. `salt` is called for every request. It is
+    of the `background` until that event is set."""
 
     token_ids: Sequence[int]
     seed: int
     salt: Callable[[], str]
     sampling: Sampling
-    background: bool = False
+    background: asyncio.Event | None = None
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it comes after all others."""
+        return self.background is not None and not self.background.is_set()
 
 
 @dataclass
 class _Part:
-    """A completion while its pieces arrive."""
+    """A completion while its pieces arrive: the bytes of its tokens and of their log-probs."""
 
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: tuple[VersionSpan, ...] = ()
+    token_ids: bytearray = field(default_factory=bytearray)
+    logprobs: bytearray = field(default_factory=bytearray)
 
-    def add(self, choice: Choice) -> None:
-        self.token_ids += choice.token_ids or []
-        if choice.logprobs is not None and choice.logprobs.content is not None:
-            self.logprobs += [token.logprob for token in choice.logprobs.content]
-        if choice.weight_versions:
-            self.versions = tuple(choice.weight_versions)
+    def add(self, piece: Piece) -> int:
+        """Take a piece in; returns its number of tokens."""
+        self.token_ids += piece.token_ids
+        self.logprobs += piece.logprobs
+        return len(piece.token_ids) // 4
+
+    @property
+    def num_tokens(self) -> int:
+        """So far."""
+        return len(self.token_ids) // 4
+
+    def whole(self, last: Piece, index: int, replica: str) -> Completion:
+        """The completion, which `last` ends.
+
+        Raises:
+            ServiceError: it did not end as completions do, or lacks a log-prob.
+        """
+        if last.finish_reason not in ("stop", "length"):
+            raise ServiceError(f"a completion ended with {last.finish_reason!r}")
+        logprobs = np.frombuffer(self.logprobs, LOGPROB).astype(np.float64)
+        if len(logprobs) != self.num_tokens:
+            raise ServiceError(f"{len(logprobs)} log-probs for {self.num_tokens} tokens")
+        ids, finished = array("i", bytes(self.token_ids)), last.finish_reason == "stop"
+        return Completion(index, ids, array("d", logprobs.tobytes()), finished, last.versions, replica)
 
 
 class RequestRefused(ServiceError):
@@ -105,14 +132,14 @@ class RolloutClient:
         self._least, self._most = least, room
         self._tending: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()  # requests of prompts that come after all others
-        self._decoder = msgspec.json.Decoder(Chunk)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             headers=auth_headers(self._token),
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+            cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**22,  # bytes: one event carries a whole completion
         )
         self._tending = [asyncio.create_task(self._places.follow(self._members))]
@@ -140,7 +167,7 @@ class RolloutClient:
         salt: Callable[[], str],
         known: Mapping[int, Completion] = NONE_KNOWN,
         sampling: Sampling | None = None,
-        background: bool = False,
+        background: asyncio.Event | None = None,
     ) -> AsyncIterator[CompletionFutures]:
         """Ask for `num` completions of one prompt; yields a future for each, done as it arrives.
 
@@ -154,9 +181,10 @@ class RolloutClient:
             salt: called for every request; keeps prefixes of different weights apart in the replica's cache.
             known: completions that are there already, by index; they are not asked for.
             sampling: how these are drawn, if not as the others.
-            background: whether they are of less importance: sent only where a replica has room and no other prompt
-                waits for it. Time in which it waits for that does not count. (vLLM's own priorities would need
-                `--scheduling-policy priority` on every server: others refuse a request that has one.)
+            background: with an event, they are of less importance until it is set: sent only where a replica has room
+                and no other prompt waits for it. Time in which it waits for that does not count. Then it is its turn by
+                its age, before all that came later. (vLLM's own priorities would need `--scheduling-policy priority`
+                on every server: others refuse a request that has one.)
 
         Raises (from the futures):
             ServiceError: no replica wrote it within the deadline.
@@ -190,16 +218,16 @@ class RolloutClient:
         problem: Exception = ServiceError("no rollout replica holds the current weights")
         avoid: set[Replica] = set()
         loop = asyncio.get_running_loop()
-        pause, spent_s, age = FIRST_PAUSE_S, 0.0, next(self._ages) + BACKGROUND_AGE * order.background
+        pause, spent_s, arrival = FIRST_PAUSE_S, 0.0, next(self._ages)
         try:
             while not all(future.done() for future in futures):
                 replicas = self._members.ready()
                 if not replicas:
                     await self._somebody()
                     continue
-                if order.background and not self._is_idle(replicas, age):
+                if order.gives_way and not self._is_idle(replicas, arrival + BACKGROUND_AGE):
                     with waiting(FLEET, HAS_NO_ROOM):
-                        await self._places.wait(age)
+                        await self._patiently(order, arrival + BACKGROUND_AGE)
                     continue
                 started = loop.time()
                 try:
@@ -215,7 +243,7 @@ class RolloutClient:
                         replica = self._places.choose(replicas, avoid)
                         if replica is None:
                             with waiting(FLEET, HAS_NO_ROOM):
-                                await self._places.wait(age)
+                                await self._places.wait(arrival)
                             continue
                         problem = ServiceError(f"{replica.url}: it has not finished")  # should time run out meanwhile
                         with self._places.held(replica, futures), _written_by(replica, futures):
@@ -234,6 +262,17 @@ class RolloutClient:
         """Whether a replica has room that no prompt before one of this age waits for."""
         return not self._places.has_older(age) and self._places.choose(replicas, ()) is not None
 
+    async def _patiently(self, order: Order, age: int) -> None:
+        """Return when there may be room, or when the order no longer gives way."""
+        assert order.background is not None
+        waits = [asyncio.create_task(wait) for wait in (self._places.wait(age), order.background.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
     async def _somebody(self) -> None:
         """Return when there is a replica that writes."""
         with waiting(FLEET, HAS_NOBODY):
@@ -246,7 +285,7 @@ class RolloutClient:
         # A task of its own: the fleet cancels it when it parts with the replica.
         stream = asyncio.create_task(self._write(replica, futures, missing, order))
         replica.streams.add(stream)
-        if order.background:
+        if order.gives_way:
             self._background.add(stream)
         try:
             await asyncio.wait([stream])
@@ -300,7 +339,8 @@ class RolloutClient:
         parts = [_Part() for _ in futures]
         request = self._request(order, len(futures))
         headers = {BOOT_HEADER: replica.boot_id} if replica.boot_id else {}
-        url = f"{replica.url}/inference/v1/generate"
+        url = replica.url + PACKED_PATH
+        stream = Unframing()
         try:
             async with self._session.post(url, json=request, headers=headers) as reply:
                 if reply.status == 401:
@@ -312,36 +352,21 @@ class RolloutClient:
                             f"{replica.url} refuses a prompt of {len(order.token_ids)} tokens: {problem}"
                         )
                     raise ServiceError(problem)
-                async for line in reply.content:
-                    if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                        continue
-                    chunk = self._decoder.decode(line[6:])
-                    if chunk.error is not None:
-                        raise ServiceError(f"generation failed: {chunk.error}")
-                    for choice in chunk.choices:
-                        self._take(choice, parts[choice.index], futures[choice.index], first, replica)
+                async for block in reply.content.iter_any():
+                    for piece in stream.feed(block):
+                        if piece.error:
+                            raise ServiceError(f"generation failed: {piece.error}")
+                        part, future = parts[piece.index], futures[piece.index]
+                        replica.num_tokens += part.add(piece)
+                        if piece.finish_reason is not None and not future.done():
+                            future.set_result(part.whole(piece, first + piece.index, replica.url))
             if not all(future.done() for future in futures):
                 raise ServiceError("the stream ended before all completions were there")
         finally:
             rows = zip(parts, futures, strict=True)
-            lost = sum(len(part.token_ids) for part, future in rows if not future.done())
+            lost = sum(part.num_tokens for part, future in rows if not future.done())
             if lost:
                 self._members.count("tokens_discarded", lost)
-
-    @staticmethod
-    def _take(choice: Choice, part: _Part, future: asyncio.Future[Completion], first: int, replica: Replica) -> None:
-        part.add(choice)
-        replica.num_tokens += len(choice.token_ids or ())
-        if choice.finish_reason is None or future.done():
-            return
-        if choice.finish_reason not in ("stop", "length"):
-            raise ServiceError(f"a completion ended with {choice.finish_reason!r}")
-        if len(part.logprobs) != len(part.token_ids):
-            raise ServiceError(f"{len(part.logprobs)} log-probs for {len(part.token_ids)} tokens")
-        finished = choice.finish_reason == "stop"
-        ids, logprobs = tuple(part.token_ids), tuple(part.logprobs)
-        index = first + choice.index
-        future.set_result(Completion(index, ids, logprobs, finished, part.versions, replica.url))
 
     @staticmethod
     def _request(order: Order, num: int) -> dict[str, Any]:
@@ -359,7 +384,6 @@ class RolloutClient:
                 "detokenize": False,
                 "stream_interval": PIECE_TOKENS,
             },
-            "stream": True,
             "cache_salt": order.salt(),
         }
 

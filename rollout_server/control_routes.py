@@ -60,6 +60,15 @@ class ControlRoutes:
         await self._call("GET", url, "is_paused", timeout_s)
         return int(reply["world_size"]), boot_id
 
+    async def empty(self, url: str, timeout_s: float) -> None:
+        """Make the server at `url` as it was when it started: whoever used it is not heard any more, what it asked for
+        is not written, and nobody's weights are served. Each of the calls has the deadline: an engine that takes
+        weights from a sender who has died answers when it has given up."""
+        _, boot_id = await self._call("POST", url, "gate", timeout_s)
+        abort = {"mode": "abort", "clear_cache": "true"}
+        await self._call("POST", url, "pause", timeout_s, boot_id=boot_id, params=abort)
+        await self._call("POST", url, "resume", timeout_s, boot_id=boot_id)
+
     async def probe(self, replica: Replica, timeout_s: float) -> None:
         """Whether its engine answers. vLLM's `/health` is answered by the API process alone, also where the engine is
         frozen; this route asks the engine's scheduler."""

@@ -82,8 +82,9 @@ class Fleet:
 
     # --- who belongs
 
-    async def add(self, url: str, *, is_started: bool = False) -> Replica:
-        """Take in the server at `url`: it gets the live version before its first prompt.
+    async def add(self, url: str, *, is_started: bool = False, is_inherited: bool = False) -> Replica:
+        """Take in the server at `url`: it gets the live version before its first prompt. One that is inherited from a
+        dead driver is emptied first.
 
         Raises:
             ServiceError: it does not answer within `probe_timeout_s`; the message names it.
@@ -91,6 +92,8 @@ class Fleet:
         """
         url = url.rstrip("/")
         with waiting(f"replica {url}", IS_MET):
+            if is_inherited:
+                await self._routes.empty(url, self._settings.transfer_timeout_s)
             world_size, boot_id = await self._routes.meet(url, self._settings.probe_timeout_s)
         known = self.membership.find(url)
         if known is not None and known.state is not State.LOST and known.boot_id == boot_id:

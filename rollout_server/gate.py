@@ -42,10 +42,15 @@ class WeightGateMiddleware:
       `/update_weights` of one push. A repeated `/finish_weight_update` is answered without doing it again.
     - 409 on `/resume` while weights are loading: requests that were kept would go on with the mixture.
     - `GET /gate` says in which state it is.
+    - `POST /gate` makes it as it was when it started, with another boot id: who used the server before, and whatever
+      still sends weights to it, is refused from then on.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
+        self._begin()
+
+    def _begin(self) -> None:
         self.boot_id = secrets.token_hex(8)
         self.weights = Weights.EMPTY
         self.push_id: str | None = None  # of the push that began last
@@ -62,6 +67,8 @@ class WeightGateMiddleware:
         if boot_id is not None and boot_id != self.boot_id:
             await _answer(send, 409, error=f"this is boot {self.boot_id}; the request was meant for boot {boot_id}")
         elif path == STATE:
+            if method == "POST":
+                self._begin()
             await _answer(send, 200, boot_id=self.boot_id, weights=self.weights, push_id=self.push_id)
         elif method == "POST" and (refusal := self._refusal(path, push_id)):
             status, why = refusal
@@ -95,11 +102,13 @@ class WeightGateMiddleware:
             self._is_updated = True
 
     def _noting_end(self, send: Any) -> Any:
+        push = self.boot_id, self.push_id
         push_id = self.push_id
 
         async def forward(message: Any) -> None:
             # Another push may have begun meanwhile; then this one's end says nothing.
-            if message["type"] == "http.response.start" and message["status"] == 200 and push_id == self.push_id:
+            is_last = push == (self.boot_id, self.push_id)
+            if message["type"] == "http.response.start" and message["status"] == 200 and is_last:
                 self.weights, self._finished_push = Weights.WHOLE, push_id
             await send(message)
 

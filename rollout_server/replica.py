@@ -25,6 +25,7 @@ def replica_command(settings: RolloutSettings, port: int) -> list[str]:
     transfer = json.dumps({"backend": settings.transfer_backend})
     extra = ["--load-format", "dummy", "--weight-transfer-config", transfer, "--logprobs-mode", "processed_logprobs"]
     extra += ["--enable-scale-out"]
+    extra += ["--middleware", "rollout_server.packed_route.PackedRoute"]
     extra += ["--middleware", "rollout_server.gate.WeightGateMiddleware"]
     if settings.fp32_lm_head:
         extra += ["--hf-overrides", json.dumps({"head_dtype": "float32"})]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,13 +64,22 @@ class StartedReplicas:
         fleet: takes each in.
         place: makes the host of replica `index`, not yet started.
         say: told of each that is ready, and of each that dies.
+        inherited: hosts by index that a dead driver left, their servers started.
     """
 
     def __init__(
-        self, settings: RolloutSettings, fleet: Fleet, place: Callable[[int], Host], say: Callable[[str], None]
+        self,
+        settings: RolloutSettings,
+        fleet: Fleet,
+        place: Callable[[int], Host],
+        say: Callable[[str], None],
+        inherited: Mapping[int, Host] | None = None,
     ) -> None:
         self._settings, self._fleet, self._place, self._say = settings, fleet, place, say
+        self._inherited = dict(inherited or {})
+        self.num_adopted = 0  # of those inherited
         self._posts: dict[int, Post] = {}
+        self._hosts: dict[Host, str] = {host: f"replica-{index}" for index, host in self._inherited.items()}
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -137,14 +146,38 @@ class StartedReplicas:
             post.starting = asyncio.create_task(self._start(post))
 
     async def _fill(self, post: Post) -> None:
+        if await self._adopt(post):
+            return
         post.starting = asyncio.create_task(self._start(post))
         await asyncio.wait([post.starting])
         url = post.starting.result()
         await self._fleet.add(url, is_started=True)
-        post.url, post.answered, post.starting = url, time.monotonic(), None
+        post.starting = None
+        self._note_answer(post, url)
+
+    async def _adopt(self, post: Post) -> bool:
+        """Fill the post with what a dead driver left; False where there is nothing, or it is not fit any more."""
+        host = self._inherited.pop(post.index, None)
+        if host is None:
+            return False
+        try:
+            with waiting(f"replica {post.index}", STARTS):  # it may be half-way
+                async with asyncio.timeout(self._settings.startup_timeout_s):
+                    url = await host.start()
+            await self._fleet.add(url, is_started=True, is_inherited=True)
+        except (ConfigError, ServiceError, TimeoutError) as error:
+            self._say(f"{post.name} that a dead driver left is not used: {error or 'it does not start'}")
+            await self._end(host, post.name)
+            return False
+        post.host = host
+        self._note_answer(post, url)
+        self.num_adopted += 1
+        self._say(f"adopted: {url}")
+        return True
 
     async def _start(self, post: Post) -> str:
         post.host = self._place(post.index)
+        self._hosts[post.host] = post.name
         deadline_s = self._settings.startup_timeout_s + PLACE_MARGIN_S  # the host keeps the start's own deadline
         try:
             with waiting(f"replica {post.index}", STARTS):
@@ -166,7 +199,12 @@ class StartedReplicas:
         except (ConfigError, ServiceError) as error:  # in the middle of a run one node's mistake does not end it
             await self._bury(post, str(error))
         else:
-            post.url, post.answered = url, time.monotonic()
+            self._note_answer(post, url)
+
+    def _note_answer(self, post: Post, url: str) -> None:
+        assert post.host is not None
+        post.url, post.answered = url, time.monotonic()
+        self._hosts[post.host] = url
 
     async def _problem_of(self, post: Post) -> str | None:
         """Why a replica must be started again; None where it need not be."""
@@ -218,6 +256,7 @@ class StartedReplicas:
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await host.stop()
+            self._hosts.pop(host, None)
         except TimeoutError:
             self._say(f"the host of {name} did not end within {STOP_TIMEOUT_S:.0f} s; the run's supervisor ends it")
 
@@ -227,11 +266,10 @@ class StartedReplicas:
         task.add_done_callback(self._ending.discard)
 
     async def stop(self) -> None:
-        """End all."""
-        posts = list(self._posts.values())
+        """End all, also those whose end was under way."""
+        starting = [post.starting for post in self._posts.values() if post.starting is not None]
         self._posts.clear()
-        starting = [post.starting for post in posts if post.starting is not None]
         for task in [*starting, *self._ending]:
             task.cancel()
         await asyncio.gather(*starting, *self._ending, return_exceptions=True)
-        await asyncio.gather(*(self._end(post.host, post.name) for post in posts if post.host is not None))
+        await asyncio.gather(*(self._end(host, name) for host, name in list(self._hosts.items())))

@@ -32,6 +32,7 @@ LOGGING = (
     "services",
     "utilisation",
     "contest",
+    "evaluation",
 )  # what names a TensorBoard scalar, beside verdicts and fleet
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 

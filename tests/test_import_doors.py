@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 
 DOORS = {
-    "ray": {"wire/placement.py", "rollout_server/placement.py", "reward_server/placement.py", "trainer/placement.py"},
+    "ray": {"wire/placement.py", "trainer/placement.py"},
     "deepspeed": {"trainer/learner.py", "trainer/publish.py", "trainer/checkpoint.py"},
     "vllm": {
         "rollout_server/plugin.py",
@@ -21,6 +21,7 @@ DOORS = {
         "rollout_server/gloo_sender.py",
         "rollout_server/gloo_worker.py",
         "rollout_server/nccl_guard.py",
+        "rollout_server/packed_route.py",
         "rollout_server/worker_answers.py",
         "trainer/publish.py",
     },

@@ -31,6 +31,7 @@ from trainer.material import load_tokenizer, stop_ids
 from trainer.pipeline import IN_THE_MAKING
 from trainer.prompts import PromptRenderer, hash_seed
 from trainer.supervisor import Supervised
+from wire import event_loop
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 from wire.models import check_model
@@ -251,7 +252,7 @@ def answer_benchmark(argv: Sequence[str] | None, say: Callable[[str], None]) -> 
     say(f"{len(questions)} questions of {settings.export}, answered by {settings.checkpoint}")
     with Supervised():
         try:
-            found = asyncio.run(_until_signal(policy, answers, sampling, token, say))
+            found = event_loop.run(_until_signal(policy, answers, sampling, token, say))
         except asyncio.CancelledError:
             say("stopped")
             return 130

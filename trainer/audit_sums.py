@@ -15,7 +15,7 @@ from trainer.group import Group
 from trainer.prompts import Prompt, hash_seed
 from trainer.record import RecordedGroup
 from trainer.shaping import group_length_terms
-from wire.generation import Completion
+from wire.generation import Completion, logprob_array, token_array
 from wire.judgement import GroupVerdict, PlacedVerdict, Verdict
 
 TOLERANCE = 1e-9  # other machines may round otherwise
@@ -83,7 +83,10 @@ def reckoned(
 def _group(numbers: dict[str, Any], kl_K: Sequence[float], settings: RunSettings) -> Group:
     judged_K: Row = numbers["verdict_scores"]
     scores_K, rewards_K = assemble_rewards(judged_K, numbers["finished"], kl_K, numbers["length_terms"], settings)
-    completions = [Completion(k, (), (), finished, ()) for k, finished in enumerate(numbers["finished"])]
+    completions = [
+        Completion(k, token_array(()), logprob_array(()), finished, ())
+        for k, finished in enumerate(numbers["finished"])
+    ]
     return Group(
         prompt=Prompt(0, (), ()),
         completions=completions,

@@ -6,22 +6,29 @@ each completion's loss is divided by the completions of the whole optimizer step
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from wire.generation import logprob_array, token_array
 
 
 @dataclass(frozen=True)
 class Sample:
     """One completion to train on (driver -> learner rank).
 
-    `sampled_logprobs` has one entry a completion token, from the replica. Example:
-    `Sample((5, 6), (7, 2), (-0.3, -0.1), 1.25)`.
+    `sampled_logprobs` has one entry a completion token, from the replica. Both are kept as arrays, as in a
+    `wire.generation.Completion`. Example: `Sample((5, 6), token_array((7, 2)), logprob_array((-0.3, -0.1)), 1.25)`.
     """
 
     prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    sampled_logprobs: tuple[float, ...]
+    completion_ids: array[int]
+    sampled_logprobs: array[float]
     advantage: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "completion_ids", token_array(self.completion_ids))
+        object.__setattr__(self, "sampled_logprobs", logprob_array(self.sampled_logprobs))
 
     @property
     def num_tokens(self) -> int:

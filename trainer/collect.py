@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from reward_server.client import VerdictMemory
 from trainer.advantages import assemble_rewards, takes_part
 from trainer.batch import Sample
@@ -134,21 +136,39 @@ class Collector:
             if memory is not None:
                 for index in set(range(settings.rloo_k)).difference(known):
                     futures[index].add_done_callback(partial(_keep, memory))
-            texts = [asyncio.ensure_future(self._text(future)) for future in futures]
+            texts = [self._text(future) for future in futures]
             judging = asyncio.ensure_future(self._judge.group(conversation, texts, pairing_seed, memory))
             try:
                 with self._at("replicas", seconds, "generate"):
-                    completions = await asyncio.gather(*(asyncio.shield(future) for future in futures))
+                    done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()  # an exception ends the group, whoever is still in the making
                 with self._at("the judge", seconds, "judge"):
                     verdict = await judging
             finally:
-                for task in (judging, *texts):
-                    task.cancel()
+                judging.cancel()
+                for text in texts:
+                    text.cancel()
                 await asyncio.gather(judging, *texts, return_exceptions=True)
+            completions = [future.result() for future in futures]
         return Judged(completions, [text.result() or "" for text in texts], verdict, seconds)
 
-    async def _text(self, future: asyncio.Future[Completion]) -> str | None:
-        return self._decode((await asyncio.shield(future)).token_ids)
+    def _text(self, future: asyncio.Future[Completion]) -> asyncio.Future[str | None]:
+        """The completion's text, as soon as it is there. No task: a group would have as many as completions."""
+        text: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+        def tell(_: asyncio.Future[Completion]) -> None:
+            if text.done():
+                return
+            try:
+                text.set_result(self._decode(future.result().token_ids))
+            except asyncio.CancelledError:
+                text.cancel()
+            except Exception as error:  # noqa: BLE001 - handed on to whoever awaits the text
+                text.set_exception(error)
+
+        future.add_done_callback(tell)
+        return text
 
     @contextmanager
     def _at(self, stage: str, seconds: dict[str, float], name: str) -> Iterator[None]:
@@ -218,7 +238,8 @@ class Collector:
         self, prompt: Prompt, judged: Judged, logprobs: Sequence[Logprobs], held: PolicyVersion | None
     ) -> Group:
         settings = self._settings
-        kl_K = [sum(own) - sum(reference) for own, reference in logprobs]
+        entropy_K = [-float(np.sum(own)) for own, _ in logprobs]
+        kl_K = [-entropy - float(np.sum(ref)) for entropy, (_, ref) in zip(entropy_K, logprobs, strict=True)]
         length_terms_K = self._length_terms(judged)
         scores_K, rewards_K = assemble_rewards(
             judged.verdict.scores, [c.finished for c in judged.completions], kl_K, length_terms_K, settings
@@ -231,7 +252,7 @@ class Collector:
             scores_K=scores_K,
             rewards_K=rewards_K,
             kl_K=kl_K,
-            entropy_K=[-sum(own) for own, _ in logprobs],
+            entropy_K=entropy_K,
             length_terms_K=length_terms_K,
             seconds=judged.seconds,
             gap=measure_gap(judged.completions, [own for own, _ in logprobs], held),

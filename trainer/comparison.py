@@ -23,7 +23,7 @@ class Judge(Protocol):
         seed: int,
         vote: int = 0,
         *,
-        background: bool = False,
+        background: asyncio.Event | None = None,
     ) -> Verdict: ...
 
 
@@ -40,7 +40,13 @@ UNKNOWN = Compared(None, None)
 
 
 async def compare(
-    judge: Judge, conversation: Sequence[Message], answer: str, other: str, *, seed: int, background: bool
+    judge: Judge,
+    conversation: Sequence[Message],
+    answer: str,
+    other: str,
+    *,
+    seed: int,
+    background: asyncio.Event | None,
 ) -> Compared:
     """What the judge says of `answer` against `other`, both with their reasoning.
 

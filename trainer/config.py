@@ -53,6 +53,10 @@ class RunSettings(RolloutSettings, CheckSettings):
     eval_wait_s: float = field(
         default=3600.0, metadata={"help": "How long the end of a run waits for the comparison of the final policy."}
     )
+    eval_share: float = field(
+        default=0.025,
+        metadata={"help": "Most of training's completions and verdicts that a comparison may take if none are idle."},
+    )
     second_reward_url: str | None = field(
         default=None, metadata={"help": "Another running reward service, whose judge compares the answers too."}
     )
@@ -349,6 +353,8 @@ class RunSettings(RolloutSettings, CheckSettings):
             raise ConfigError(f"missing_eos_penalty ({self.missing_eos_penalty}) is subtracted; give a positive number")
 
     def _check_evaluation(self) -> None:
+        if not 0 <= self.eval_share <= 1:  # NaN too
+            raise ConfigError(f"eval_share ({self.eval_share}) is a share: give 0 to 1")
         if not 0 < self.eval_top_p <= 1:
             raise ConfigError(f"eval_top_p ({self.eval_top_p}) must lie above 0 and at most at 1; 1 cuts nothing off")
 

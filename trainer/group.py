@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from trainer.batch import Sample
 from trainer.prompts import Prompt
@@ -51,7 +52,7 @@ class Group:
         """Whether the rewards differ: where all are equal every advantage is 0."""
         return len({reward for reward in self.rewards_K if reward is not None}) > 1
 
-    @property
+    @cached_property
     def versions(self) -> set[PolicyVersion]:
         """All weights that wrote any token of the group."""
         return {PolicyVersion.parse(span.version) for c in self.completions for span in c.versions}

@@ -15,11 +15,14 @@ from pathlib import Path
 import msgspec
 
 from rollout_server.client import Sampling
+from trainer.config import RunSettings
 from trainer.prompts import Prompt, hash_seed
 from wire.errors import ConfigError
 from wire.generation import Completion, PolicyVersion
 
 INITIAL_ANSWERS_FILE = "initial_answers.jsonl"
+REMEDY = "give the run the evaluation settings that it began with, or eval_steps 0"
+ONLY_THEN = f"a resumed run can no longer ask the initial policy, so {REMEDY}"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -46,6 +49,11 @@ class Answer(msgspec.Struct, frozen=True):
         )
 
 
+def sampling_of(settings: RunSettings, stop_token_ids: Sequence[int]) -> Sampling:
+    """How the answers of evaluations are drawn."""
+    return Sampling(settings.response_length, settings.eval_temperature, tuple(stop_token_ids), settings.eval_top_p)
+
+
 def asked_of(prompt: Prompt, sampling: Sampling) -> str:
     """Names the question, and how an answer to it is drawn."""
     return f"{hash_seed(prompt.token_ids, sampling):016x}"
@@ -63,6 +71,17 @@ def write_answers(folder: Path, answers: Sequence[Answer]) -> None:
     aside.rename(path)
 
 
+def check_there(settings: RunSettings) -> None:
+    """Whether a run that is resumed finds the file that it will need.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    path = Path(settings.output_dir) / INITIAL_ANSWERS_FILE
+    if settings.eval_steps and settings.num_eval_prompts and not path.is_file():
+        raise ConfigError(f"{path}: No such file; eval_steps is {settings.eval_steps}, and {ONLY_THEN}")
+
+
 def read_answers(folder: Path, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
     """What an earlier life of the run wrote.
 
@@ -70,18 +89,15 @@ def read_answers(folder: Path, prompts: Sequence[Prompt], sampling: Sampling) ->
         ConfigError: there is no such file, or it holds answers to other prompts, or drawn in another way.
     """
     path = folder / INITIAL_ANSWERS_FILE
-    remedy = "give the run the evaluation settings that it began with, or eval_steps 0"
     try:
         answers = msgspec.json.Decoder(Answer).decode_lines(path.read_bytes())
     except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; a resumed run can no longer ask the initial policy, so {remedy}"
-        ) from error
+        raise ConfigError(f"{path}: {error.strerror}; {ONLY_THEN}") from error
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"{path}: {error}; {remedy}") from error
+        raise ConfigError(f"{path}: {error}; {REMEDY}") from error
     if [answer.asked for answer in answers] != [asked_of(prompt, sampling) for prompt in prompts]:
         raise ConfigError(
             f"{path} holds {len(answers)} answers, and they are not to these {len(prompts)} prompts at temperature "
-            f"{sampling.temperature:g}, top_p {sampling.top_p:g} and {sampling.max_tokens} tokens; {remedy}"
+            f"{sampling.temperature:g}, top_p {sampling.top_p:g} and {sampling.max_tokens} tokens; {REMEDY}"
         )
     return answers

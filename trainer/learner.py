@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from array import array
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -170,7 +171,7 @@ class LearnerRank:
     # --- work
 
     @torch.no_grad()
-    def reference(self, micro_batches: list[MicroBatch]) -> list[list[tuple[list[float], list[float]]]]:
+    def reference(self, micro_batches: list[MicroBatch]) -> list[list[tuple[array[float], array[float]]]]:
         """Own and reference log-probs of each sample's completion tokens, without gradient.
 
         Returns: for each micro-batch, for each sample in its order, (own, reference), in nats; the reference's are the
@@ -183,15 +184,15 @@ class LearnerRank:
             finally:
                 self._engine.train()
 
-    def _score_both(self, samples: list[Sample]) -> list[tuple[list[float], list[float]]]:
+    def _score_both(self, samples: list[Sample]) -> list[tuple[array[float], array[float]]]:
         packed = to_tensors(samples, self._device)
         own = self._engine(packed, with_entropy=False)[0]
         reference = self._reference_logprobs(packed, own)
         lengths = [len(sample.completion_ids) for sample in samples]
         if not samples:
             return []
-        rows = zip(own.split(lengths), reference.split(lengths), strict=True)
-        return [(a.tolist(), b.tolist()) for a, b in rows]
+        rows = zip(own.double().split(lengths), reference.double().split(lengths), strict=True)
+        return [(array("d", a.numpy(force=True).tobytes()), array("d", b.numpy(force=True).tobytes())) for a, b in rows]
 
     def _reference_logprobs(self, packed: Packed, own: torch.Tensor) -> torch.Tensor:
         logprobs = own
@@ -266,14 +267,14 @@ class LearnerRank:
         ratio_M = difference_M.exp()
         outside_M = ((ratio_M < 0.9) | (ratio_M > 1.1)).float()
         return result.loss, StepStats(
-            entropy=Moments.of(entropy_M.tolist()),
-            ratio=Moments.of((new_M.detach() - old_M).exp().tolist()),
-            logp_diff=Moments.of(difference_M.tolist()),
-            ratio_outside=Moments.of(outside_M.tolist()),
-            weight=Moments.of(weights.weight_T.tolist()),
-            weight_capped=Moments.of(weights.capped_T.float().tolist()),
-            approx_kl=Moments.of((0.5 * result.log_ratio_N.square()).tolist()),
-            clipped=Moments.of(result.clipped_N.float().tolist()),
+            entropy=_moments(entropy_M),
+            ratio=_moments((new_M.detach() - old_M).exp()),
+            logp_diff=_moments(difference_M),
+            ratio_outside=_moments(outside_M),
+            weight=_moments(weights.weight_T),
+            weight_capped=_moments(weights.capped_T.float()),
+            approx_kl=_moments(0.5 * result.log_ratio_N.square()),
+            clipped=_moments(result.clipped_N.float()),
             loss=float(result.loss.detach()),
             num_tokens=int(packed.input_ids_1T.numel()),
         )
@@ -379,3 +380,7 @@ class LearnerRank:
 
     def _memory_guard(self, stage: str) -> AbstractContextManager[None]:
         return memory_guard(stage, self._rank, self._settings)
+
+
+def _moments(values: torch.Tensor) -> Moments:
+    return Moments.of(values.numpy(force=True))

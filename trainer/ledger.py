@@ -393,8 +393,7 @@ def completion_of(row: Sequence[Any]) -> Completion:
     """The completion in a row of the table `completions`."""
     _, place, token_ids, logprobs, finished, versions, replica = row
     spans = msgspec.json.decode(versions, type=tuple[VersionSpan, ...])
-    ids, numbers = tuple(array("i", token_ids)), tuple(array("d", logprobs))
-    return Completion(place, ids, numbers, bool(finished), spans, replica)
+    return Completion(place, array("i", token_ids), array("d", logprobs), bool(finished), spans, replica)
 
 
 def _numbers(group: Group) -> str:

@@ -25,6 +25,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
 from trainer.folders import held_alone
+from trainer.initial_answers import check_there, read_answers, sampling_of
 from trainer.joined import wait_until_ready
 from trainer.journal import open_trace, write_summary
 from trainer.material import Material, load_material
@@ -33,6 +34,7 @@ from trainer.preflight import check_environment, joined
 from trainer.rates import load_rates
 from trainer.simulate import simulate, summary_lines
 from trainer.supervisor import Supervised
+from wire import event_loop
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -88,6 +90,18 @@ def simulation(settings: RunSettings, path: str) -> int:
     return 0
 
 
+def material_of(settings: RunSettings) -> Material:
+    """What the run reads. What a resumed one goes on from, and does not fit, is known before anything is loaded."""
+    resumed = Checkpoints(settings).to_resume() is not None
+    if resumed:
+        check_there(settings)
+    material = load_material(settings, say)
+    if resumed and settings.eval_steps and material.held_out:
+        sampling = sampling_of(settings, material.stop_token_ids)
+        read_answers(Path(settings.output_dir), material.held_out, sampling)
+    return material
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check, plan, run."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are no news; its failure is, below
@@ -103,9 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             say("\n".join(["", f"with the rates of {settings.rates}", *capacity_lines(settings, rates)]))
         say("\n".join(["", "settings", *plan.setting_lines()]))
         return 0
-    Checkpoints(settings).to_resume()  # a checkpoint that does not fit is known before anything starts
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    material = load_material(settings, say)
+    material = material_of(settings)
     token = read_or_create_token(settings.token_file)
     wait_until_ready(joined(settings), settings.startup_timeout_s, say)
     if not settings.ray_address:
@@ -113,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     collect_rarely()
     with held_alone(Path(settings.output_dir)), Supervised():
         try:
-            summary = asyncio.run(run_until_signal(settings, material, token))
+            summary = event_loop.run(run_until_signal(settings, material, token))
         except asyncio.CancelledError:
             say("stopped")
             return 130

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.dataset import Conversation, load_conversations, pairs_to_check_jud
 from trainer.eval_file import read_conversations
 from trainer.evaluate import Truth, load_truth
 from trainer.prompts import Prompt, PromptRenderer
+from trainer.token_text import Decode, decoder_of
 from wire.errors import ConfigError
 
 
@@ -29,13 +31,10 @@ class Material:
     truth: Truth | None
     pairs: list[PreferencePair]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """A completion's text for the judge, without special tokens."""
-        tokenizer = self.tokenizer
-        if not getattr(tokenizer, "clean_up_tokenization_spaces", True):
-            # Past Transformers' wrapper, which looks at every id twice before it does the same.
-            tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    @cached_property
+    def decode(self) -> Decode:
+        """Turns a completion's tokens into text for the judge, without special tokens."""
+        return decoder_of(self.tokenizer)
 
 
 def load_material(settings: RunSettings, say: Callable[[str], None]) -> Material:

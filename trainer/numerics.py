@@ -11,7 +11,8 @@ fresh as a whole, since no step was taken yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import sub
+
+import numpy as np
 
 from trainer.group import Group
 from trainer.stats import Moments
@@ -38,13 +39,13 @@ def measure_gap(
         own_K: the learner's log-probs of each.
         held: the version the learner held when it measured; None where that is not known, and nothing counts as fresh.
     """
-    fresh: list[float] = []
-    for completion, own in zip(completions, own_K, strict=True):
-        gaps = list(map(sub, own, completion.logprobs))
-        for span in completion.versions:
-            if held is not None and span.version == held.label:
-                fresh += gaps[span.start : span.end]
-    return Moments.of(fresh)
+    fresh = [
+        np.subtract(own[span.start : span.end], completion.logprobs[span.start : span.end])
+        for completion, own in zip(completions, own_K, strict=True)
+        for span in completion.versions
+        if held is not None and span.version == held.label
+    ]
+    return Moments.of(np.concatenate(fresh) if fresh else ())
 
 
 def step_gap(groups: Sequence[Group]) -> Moments:

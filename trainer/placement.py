@@ -6,26 +6,27 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
 from trainer.config import RunSettings
 from wire.address import NODE
+from wire.claim import Owner
 from wire.engine import resolve_device
 from wire.errors import ServiceError
-from wire.placement import Room, at_node, joined_cluster
+from wire.placement import RayCluster, Room, at_node, joined_cluster
 
 OBJECT_STORE_BYTES = 256 * 2**20  # batches and texts; weights never pass through it
 MAX_REPLICAS = 1024  # of an embedded cluster: GPUs and memory are its real limits
-STOP_TIMEOUT_S = 45.0  # the reward service takes up to 30 s to end its GenRM
 GPU_DETERMINISM = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
 
 
 @contextmanager
-def ray_cluster(settings: RunSettings) -> Iterator[None]:
-    """Join the cluster at `ray_address`, or hold an embedded one that ends with the block.
+def ray_cluster(settings: RunSettings) -> Iterator[Owner]:
+    """Join the cluster at `ray_address`, or hold an embedded one that ends with the block; yields this driver's life
+    in it.
 
     An embedded cluster is made private by `trainer.environment`, before this module is imported.
 
@@ -34,11 +35,11 @@ def ray_cluster(settings: RunSettings) -> Iterator[None]:
     """
     if settings.ray_address:
         with joined_cluster(settings.ray_address):
-            yield
+            yield RayCluster().owner(settings.output_dir, settings.orphan_timeout_s)
         return
     _start_embedded(settings)
     try:
-        yield
+        yield RayCluster().owner(settings.output_dir, settings.orphan_timeout_s)
     finally:
         ray.shutdown()
 
@@ -122,10 +123,3 @@ def _ranks_in(room: Room, settings: RunSettings) -> list[Any]:
         ).remote(settings, rank)
         for rank in range(settings.num_learner_ranks)
     ]
-
-
-def stop_host(host: Any) -> None:
-    """End a server through its actor, then the actor; a dead actor's server was ended by the supervisor."""
-    with suppress(ray.exceptions.RayError, TimeoutError):
-        ray.get(host.stop.remote(), timeout=STOP_TIMEOUT_S)
-    ray.kill(host)

@@ -15,7 +15,6 @@ took, how often it was asked.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -44,11 +43,7 @@ def short_digest(*parts: bytes) -> str:
 
 def packed(completion: Completion) -> tuple[bytes, bytes, bytes]:
     """Tokens (int32), log-probs (float64) and version spans (JSON) of a completion, as the ledger keeps them."""
-    return (
-        array("i", completion.token_ids).tobytes(),
-        array("d", completion.logprobs).tobytes(),
-        encode(completion.versions),
-    )
+    return completion.token_ids.tobytes(), completion.logprobs.tobytes(), encode(completion.versions)
 
 
 def said(verdict: Verdict) -> list[Any]:

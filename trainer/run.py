@@ -119,6 +119,7 @@ class Run:
         self._live = PolicyVersion(0, 0)  # what the replicas hold
         self._done = Done(PolicyVersion(0, 0), 0, frozenset())
         self._first_step = 0
+        self._before = HeldOut(None, None, 0, 0)  # of the held-out prompts, before training
         self._before_push: Callable[[], None] = lambda: None
 
     async def go(self, started: float) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class Run:
                     await self._publish(self._done.version)
                 with journal.timed("held_out"):
                     await contest.meet(Path(settings.output_dir))
-                before = await self._held_out(collector, journal, "held-out, before")
+                self._before = await self._held_out(collector, journal, "held-out, before")
                 version = await self._train(collector, ledger, journal, contest)
                 with journal.timed("held_out"):
                     await contest.finish(version.step)
@@ -183,7 +184,7 @@ class Run:
                 after = await self._held_out(collector, journal, "held-out, after")
                 with journal.timed("export"):
                     await self._exports.save_final(learner)
-                summary = self._summary(version, await fleet.versions(), before, after)
+                summary = self._summary(version, await fleet.versions(), after)
                 return summary | contest.summary() | journal.summary()
 
     @asynccontextmanager
@@ -202,6 +203,7 @@ class Run:
                 stop_token_ids=material.stop_token_ids,
                 version=lambda: self._live,
                 say=self._say,
+                truth=material.truth,
             ) as contest,
         ):
             yield contest
@@ -250,12 +252,12 @@ class Run:
             with suppress(ServiceError):  # the cause of the end is what must be told
                 await self._save_what_is_done()
             if isinstance(error, Tripped):
-                self._write_stopped(error, journal)
+                self._write_stopped(error, journal, contest)
             raise
 
-    def _write_stopped(self, error: Tripped, journal: Journal) -> None:
+    def _write_stopped(self, error: Tripped, journal: Journal, contest: Contest) -> None:
         """The summary of a run that a tripwire ended."""
-        summary = self._progress(self._done.version) | {"stopped": str(error)} | journal.summary()
+        summary = self._progress(self._done.version) | {"stopped": str(error)} | contest.summary() | journal.summary()
         with suppress(OSError):  # as above
             write_summary(Path(self._settings.output_dir) / "summary.json", summary)
 
@@ -295,15 +297,10 @@ class Run:
         with journal.timed("held_out"):
             return await evaluate_held_out(collector, self._material.held_out, self._material.truth, title)
 
-    def _summary(
-        self, version: PolicyVersion, replica_versions: list[str], before: HeldOut, after: HeldOut
-    ) -> dict[str, Any]:
+    def _summary(self, version: PolicyVersion, replica_versions: list[str], after: HeldOut) -> dict[str, Any]:
         return self._progress(version) | {
-            "held_out_score_before": before.score,
             "held_out_score_after": after.score,
-            "held_out_truth_before": before.truth,
             "held_out_truth_after": after.truth,
-            "held_out_before": asdict(before),
             "held_out_after": asdict(after),
             "replica_versions": replica_versions,
         }
@@ -315,4 +312,8 @@ class Run:
             "episodes": version.step * self._settings.completions_per_step,
             "policy_version": version.label,
             "tripwires": self._tripwires.summary(),
+            **self._services.adopted(),
+            "held_out_score_before": self._before.score,
+            "held_out_truth_before": self._before.truth,
+            "held_out_before": asdict(self._before),
         }

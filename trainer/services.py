@@ -5,35 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reward_server.announce import choose, facts_of
 from reward_server.client import RewardClient
-from reward_server.placement import place_reward_service, room_for_reward_service
 from reward_server.scheme import Scheme
 from reward_server.service import CLIENT_MARGIN_S
 from rollout_server.control import ControlApi, served
 from rollout_server.fleet import FLEET, Fleet
-from rollout_server.placement import PlacedReplica
+from rollout_server.placement import KIND, replica_plan
 from rollout_server.scale import ADDRESS_FILE
 from rollout_server.started import StartedReplicas
 from trainer.config import RunSettings
-from trainer.placement import place_learner, ray_cluster, stop_host
+from trainer.judge_service import JudgeService
+from trainer.placement import place_learner, ray_cluster
 from trainer.ranks import Learner
+from wire.claim import Owner
 from wire.errors import ConfigError, ServiceError
-from wire.placement import announced_services, at_node
-from wire.registry import REWARD
+from wire.estate import inherited
+from wire.hosting import PlacedServer, Plan
+from wire.placement import RayCluster, at_node
 from wire.waits import waiter, waiting
 
-WATCH_INTERVAL_S = 2.0
 OBSERVE_INTERVAL_S = 5.0
-CHECK_TIMEOUT_S = 60.0  # a host that does not answer for so long is frozen, or its node is cut off
-STARTS = "starts"
 PLACES_LEARNER = "places the learner"
 IS_ASKED = "is asked who judges there"
-PLACE_MARGIN_S = 15.0  # until a node is found; the host keeps the start's own deadline
 
 
 @dataclass
@@ -71,7 +68,7 @@ class Services(Writers):
     """What the driver talks to."""
 
     judge: RewardClient
-    judge_hosts: list[Any]
+    judge_service: JudgeService
     judge_info: dict[str, Any] = field(default_factory=dict)
 
     async def observe(self) -> None:
@@ -95,22 +92,11 @@ class Services(Writers):
         Raises:
             ServiceError: the judge that this run started has ended, or the fleet is too small for too long.
         """
-        await self._watch(self._watch_judge())
+        await self._watch(self.judge_service.watch())
 
-    async def _watch_judge(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_INTERVAL_S)
-            for host in self.judge_hosts:
-                try:
-                    async with asyncio.timeout(CHECK_TIMEOUT_S) as scope:
-                        await host.check.remote()
-                except Exception as error:  # Ray raises the actor's own error, or one of many of its own
-                    if scope.expired():
-                        raise ServiceError(
-                            f"the host of the reward service at {self.judge.url} did not answer within "
-                            f"{CHECK_TIMEOUT_S:.0f} s: it is frozen, or its node is cut off"
-                        ) from error
-                    raise ServiceError(str(getattr(error, "cause", None) or error)) from error
+    def adopted(self) -> dict[str, Any]:
+        """What of a dead driver's servers is this run's, for the summary."""
+        return {"adopted_replicas": self.replicas.num_adopted, "adopted_reward_service": self.judge_service.is_adopted}
 
 
 @asynccontextmanager
@@ -127,20 +113,13 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         ServiceError: a part did not start; the message carries its last words.
     """
     async with AsyncExitStack() as stack:
-        writers = await _placed(stack, settings, token, say)
+        owner = stack.enter_context(ray_cluster(settings))
+        judge_service = JudgeService(settings, RayCluster(), owner, say)
+        stack.push_async_callback(judge_service.stop)
+        await judge_service.inherit()
+        writers = await _placed(stack, settings, owner, token, say)
         learner, fleet, replicas = writers.learner, writers.fleet, writers.replicas
-        if settings.ray_address and not settings.reward_url:
-            settings = replace(settings, reward_url=await _found_judge(settings, say))
-        judge_hosts: list[Any] = []
-
-        def hosted(host: Any) -> Any:
-            judge_hosts.append(host)
-            stack.callback(stop_host, host)
-            return host
-
-        starts = [] if settings.reward_url else [_judge_started(settings, hosted, say)]
-        urls, *_ = await _all_or_none(asyncio.gather(*starts), *_starts(writers, settings, say))
-        reward_url = settings.reward_url or urls[0]
+        reward_url, *_ = await _all_or_none(judge_service.start(), *_starts(writers, settings, say))
         api = ControlApi(fleet, replicas, token)
         fleet_url = await stack.enter_async_context(served(api, at_node(settings)))
         stack.enter_context(_announced(fleet_url, Path(settings.output_dir)))
@@ -157,7 +136,7 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
             info = await judge.info()
         if settings.deterministic and not info.get("deterministic"):
             raise ConfigError(f"a deterministic run cannot join {reward_url}: start it with --deterministic true too")
-        yield Services(learner, fleet, replicas, writers.meeting_host, judge, judge_hosts, info)
+        yield Services(learner, fleet, replicas, writers.meeting_host, judge, judge_service, info)
 
 
 @asynccontextmanager
@@ -168,20 +147,36 @@ async def running_writers(settings: RunSettings, token: str, say: Callable[[str]
         ServiceError: a part did not start; the message carries its last words.
     """
     async with AsyncExitStack() as stack:
-        writers = await _placed(stack, settings, token, say)
+        owner = stack.enter_context(ray_cluster(settings))
+        writers = await _placed(stack, settings, owner, token, say)
         await _all_or_none(*_starts(writers, settings, say))
         yield writers
 
 
-async def _placed(stack: AsyncExitStack, settings: RunSettings, token: str, say: Callable[[str], None]) -> Writers:
-    """The cluster, and on it a learner and a fleet that are not started yet; `stack` ends them."""
-    stack.enter_context(ray_cluster(settings))
-    with waiting("ray", PLACES_LEARNER):
-        ranks, meeting_host = await place_learner(settings, say)
+async def _placed(
+    stack: AsyncExitStack, settings: RunSettings, owner: Owner, token: str, say: Callable[[str], None]
+) -> Writers:
+    """A learner and a fleet, not started yet but for the replicas that a dead driver left; `stack` ends them."""
+    cluster = RayCluster()
+
+    def plan_of(index: int) -> Plan | None:
+        return replica_plan(settings, index) if index < settings.replicas else None
+
+    left = await inherited(cluster, owner, KIND, plan_of, say) if settings.ray_address else {}
+    async with AsyncExitStack() as until_placed:
+        for server in left.values():
+            until_placed.push_async_callback(server.stop)
+        with waiting("ray", PLACES_LEARNER):
+            ranks, meeting_host = await place_learner(settings, say)
+        until_placed.pop_all()
     learner = Learner(ranks, settings)
     stack.push_async_callback(learner.close)
     fleet = await stack.enter_async_context(Fleet(settings, token, skip_push=settings.skip_push, say=say))
-    replicas = StartedReplicas(settings, fleet, lambda index: PlacedReplica(settings, index, say), say)
+
+    def place(index: int) -> PlacedServer:
+        return PlacedServer(replica_plan(settings, index), cluster, owner, say)
+
+    replicas = StartedReplicas(settings, fleet, place, say, left)
     stack.push_async_callback(replicas.stop)
     return Writers(learner, fleet, replicas, meeting_host)
 
@@ -223,51 +218,6 @@ def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-async def _found_judge(settings: RunSettings, say: Callable[[str], None]) -> str | None:
-    """A reward service that was announced in the cluster and judges as the settings say; None where there is none."""
-    try:
-        found = await asyncio.to_thread(announced_services, REWARD)
-    except ServiceError as error:
-        say(f"{error}; no service is looked for in the cluster")
-        return None
-    with waiting("judge", IS_ASKED):
-        return await choose(found, facts_of(settings), say)
-
-
-async def _judge_started(settings: RunSettings, hosted: Callable[[Any], Any], say: Callable[[str], None]) -> str:
-    """Place the reward service and start it; returns its URL. `hosted` is told of its host before it starts."""
-    room = room_for_reward_service(settings)
-    try:
-        with waiting("judge", STARTS):
-            async with asyncio.timeout(settings.startup_timeout_s):
-                await room.found(say)
-    except TimeoutError:
-        raise ServiceError(
-            f"the reward service found no node with room for it within {settings.startup_timeout_s:.0f} s"
-        ) from None
-    return await _started(hosted(place_reward_service(settings, room)), settings.startup_timeout_s, say)
-
-
-async def _started(host: Any, timeout_s: float, say: Callable[[str], None]) -> str:
-    deadline_s = timeout_s + PLACE_MARGIN_S
-    try:
-        with waiting("judge", STARTS):
-            async with asyncio.timeout(deadline_s) as scope:
-                url: str = await host.start.remote()
-    except Exception as error:  # the actor's own error, wrapped by Ray
-        if scope.expired():
-            raise ServiceError(
-                f"the reward service found no node with a free `reward` resource within {deadline_s:.0f} s, or its "
-                "host is silent"
-            ) from error
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, ConfigError):
-            raise ConfigError(f"the reward service: {cause}") from error
-        raise ServiceError(str(cause or error)) from error
-    say(f"ready: {url}")
-    return url
 
 
 async def _learner_started(learner: Learner, meeting_host: str, say: Callable[[str], None]) -> dict[str, Any]:

@@ -78,8 +78,9 @@ class _Simulation:
         self._seconds: dict[str, float] = defaultdict(float)
         self._waits: dict[tuple[str, str, str], float] = defaultdict(float)
         self._lags: list[int] = []
-        self._episodes = self._verdicts = self._num_evaluated = 0
-        self._evaluations: dict[str, int] = {}
+        self._episodes = self._verdicts = 0
+        self._evaluated_within: list[int] = []  # steps that each evaluation took
+        self._evaluations: dict[str, Any] = {}
         self._judge_tokens = 0
         self._at_start: dict[str, float] = {}
 
@@ -104,7 +105,8 @@ class _Simulation:
                     self._mark()
                     with tqdm(total=settings.num_steps, desc="simulation", unit="step", leave=False) as self._bar:
                         await self._train(collector, contest)
-                    self._evaluations = {"finished": self._num_evaluated, "skipped": contest.num_skipped}
+                    steps = self._evaluated_within
+                    self._evaluations = {"finished": len(steps), "skipped": contest.num_skipped, "steps": steps}
         return self._summary() | {"real_seconds": round(time.perf_counter() - began, 1)}
 
     def _contest_over(self, rollouts: SimulatedRollouts) -> Contest:
@@ -122,7 +124,8 @@ class _Simulation:
     async def _train(self, collect: Callable[[Prompt, int], Awaitable[Group]], contest: Contest) -> None:
         async def step_done(version: PolicyVersion, _: object) -> None:
             contest.begin_if_due(version.step)
-            self._num_evaluated += "eval/win_rate" in contest.metrics()
+            if began := contest.metrics().get("eval/step"):
+                self._evaluated_within.append(version.step - round(began))
 
         await train(
             self._settings,

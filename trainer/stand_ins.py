@@ -7,6 +7,7 @@ verdict takes follows from its seed, as its text would.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
@@ -30,12 +31,13 @@ from trainer.lineage import Lineage
 from trainer.prompts import hash_seed
 from trainer.rates import Layout
 from trainer.stats import StepStats
-from wire.generation import Completion, PolicyVersion, VersionSpan
+from wire.generation import Completion, PolicyVersion, VersionSpan, logprob_array, token_array
 from wire.judgement import GroupVerdict, Message, Verdict
 from wire.membership import Member, Outcome, TransferReport
 from wire.waits import waiting
 
 TOKENS_PER_ID = 64  # a completion carries one id for so many of its tokens: only its time matters here
+MOST_IDS = 2**31  # a token id has 32 bits
 CLOSE_ENOUGH_S = 1e-6  # a timer fires up to the clock's resolution early, and would be set again for ever
 JUDGES = "judges"
 ASKED_AGAIN_S = 2.0  # after which a background call that found no room comes back
@@ -106,7 +108,7 @@ class SimulatedReplica:
             return self._worked_s
         return self._worked_s + asyncio.get_running_loop().time() - self._resumed_at
 
-    async def write(self, seed: int) -> tuple[tuple[int, ...], tuple[VersionSpan, ...], bool]:
+    async def write(self, seed: int) -> tuple[array[int], tuple[VersionSpan, ...], bool]:
         """(ids, the versions that wrote them, whether it ended by itself) of the completion of this seed."""
         async with self._slots:
             with self.meter.used():
@@ -118,7 +120,7 @@ class SimulatedReplica:
                     await self._runs.wait()
         # The first id is the completion's own: texts must differ, or the judge is asked about one of them alone.
         num = max(2, round(tokens / TOKENS_PER_ID))
-        ids = (hash_seed("id", seed), *(1,) * (num - 1))
+        ids = token_array((hash_seed("id", seed) % MOST_IDS, *(1,) * (num - 1)))
         # Versions in between do not matter: the oldest is what a lag is reckoned from.
         spans = (VersionSpan(first, 0, 1), VersionSpan(self.version, 1, num))
         return ids, spans, tokens < self._layout.tokens.longest
@@ -196,7 +198,7 @@ class SimulatedRollouts(RolloutClient):
         async def write(index: int, future: asyncio.Future[Completion]) -> None:
             ids, spans, finished = await writer.write(order.seed + index)
             if not future.done():
-                logprobs = (-0.5,) * len(ids)
+                logprobs = logprob_array((-0.5,) * len(ids))
                 future.set_result(Completion(first + index, ids, logprobs, finished, spans, replica.url))
 
         await asyncio.gather(*(write(index, future) for index, future in enumerate(futures)))
@@ -229,10 +231,10 @@ class SimulatedJudge:
         seed: int,
         vote: int = 0,
         *,
-        background: bool = False,
+        background: asyncio.Event | None = None,
     ) -> Verdict:
         """As `reward_server.client.RewardClient.judge`: in the background it is asked again while all are busy."""
-        while background and self._slots.locked():
+        while background is not None and not background.is_set() and self._slots.locked():
             with waiting("judge sim://", QUEUE_IS_FULL):
                 await asyncio.sleep(ASKED_AGAIN_S)
         return await self._judge_pair(responses[0], responses[1] if len(responses) == 2 else None, seed, vote)

@@ -45,6 +45,7 @@ QUANTITIES = {
     "missing": Quantity("judge/missing", is_share=True),
     "logp_gap": Quantity("sampling/gap_std"),
     "judge_gap": Quantity("eval/judge_gap", patience=1),
+    "judge_gap_low": Quantity("eval/judge_gap_low", patience=1),
 }
 WARN_AT = (
     "kl>50",  # at kl_coef 0.01, half a point of score paid for being elsewhere
@@ -55,12 +56,13 @@ WARN_AT = (
     "missing>0.1",  # as check_max_missing
     "logp_gap>0.1",  # between max_first_logp_gap and max_logp_gap, which stops by itself
     "judge_gap>0.15",  # two standard errors of an evaluation of 64 prompts
+    "judge_gap_low>0",  # likewise, of any number: one in forty evaluations of a healthy run
 )
 # Nothing that a healthy run passes through. How far kl, entropy and length may go is a matter of the data; logp_gap
-# has a gate of its own. Nearly all verdicts missing is a judge that is gone. judge_gap is a difference of two win rates
-# on the same prompts: where the judges agree on 70 % of 64, its standard error is at most (0.3 / 64)^0.5 = 0.07, and
-# 0.25 is more than three of them; at 0.2 one in 600 evaluations of a healthy run would end it.
-STOP_AT = ("missing>0.9", "judge_gap>0.25")
+# has a gate of its own. Nearly all verdicts missing is a judge that is gone. judge_gap_low is the lower end of a 95 %
+# interval: where the judges agree on 70 % of the prompts and neither is gamed, it is above 0.1 in one evaluation in
+# 3,000 with 64 prompts (standard error 0.07), in 30,000 with 128. A limit on judge_gap itself fits one number only.
+STOP_AT = ("missing>0.9", "judge_gap_low>0.1")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,22 @@ def wilson_interval(rate: float, num: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """(low, high) of the 95 % confidence interval of a mean difference of two outcomes of the same prompts, each -1..1.
+
+    Wald's interval after half a prompt of each of the four kinds (both won, both lost, either alone) is added, which
+    keeps a few prompts that happen to agree from being taken for certainty. There must be at least one.
+
+    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in
+    Medicine 24 (2005).
+    """
+    num = len(differences) + 2
+    centre = sum(differences) / num
+    variance = (sum(value * value for value in differences) + 1) / num - centre * centre
+    half = Z_95 * math.sqrt(variance / num)
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
 def length_controlled_win_rate(outcomes: Sequence[float], length_differences: Sequence[float]) -> float:
     r"""The win rate that the policy would have with answers as long as the initial ones.
 

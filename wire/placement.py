@@ -1,4 +1,5 @@
-"""Every package's door to Ray: the cluster that a program joins, its node, room for a part, the registry of services.
+"""Every package's door to Ray: the cluster that a program joins, its node, room for a part, the registry of services,
+servers that may outlive the driver.
 
 A service that knows no `ray_address` never comes here, and Ray is not imported.
 """
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +20,9 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from wire.address import NODE
+from wire.claim import Owner
 from wire.errors import ConfigError, ServiceError
+from wire.hosting import Plan
 from wire.registry import Facts, Registry
 from wire.room import Needs, until_found
 from wire.settings import Settings
@@ -129,3 +134,66 @@ class Room:
     def give_back(self) -> None:
         """Let others have it; who is there is ended."""
         remove_placement_group(self._group)
+
+
+class RayCluster:
+    """The cluster that this process has joined, as the owner of servers needs it (`wire.hosting.Cluster`)."""
+
+    def owner(self, run: str, orphan_timeout_s: float) -> Owner:
+        """A new life of the driver of a run. `run`: the folder it writes to."""
+        job = ray.get_runtime_context().get_job_id()
+        return Owner(str(Path(run).resolve()), secrets.token_hex(8), job, orphan_timeout_s)
+
+    def launch(self, plan: Plan, owner: Owner) -> Any:
+        """An actor of the plan, which waits for a node with room. Four threads let it be heard while its server starts.
+
+        One that outlives its driver has no placement group: a group would have to outlive it too, and nobody would end
+        a group whose driver died before its actor was there.
+        """
+        lasting = {"name": f"{plan.kind}-{plan.index}-{secrets.token_hex(4)}", "namespace": NAMESPACE}
+        options: dict[str, Any] = {**lasting, "lifetime": "detached"} if plan.is_kept else {}
+        actor: Any = ray.remote(plan.host)
+        return actor.options(
+            num_cpus=0, num_gpus=plan.num_gpus, resources=dict(plan.resources), max_concurrency=4, **options
+        ).remote(*plan.arguments, plan.identity, plan.index, owner)
+
+    def answers(self, actor: Any) -> Callable[[float], bool]:
+        """Whether the actor is there, waited for at most so many seconds; it blocks."""
+        answer = actor.held.remote()
+        return lambda timeout_s: bool(ray.wait([answer], timeout=timeout_s)[0])
+
+    def resources(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """The cluster's: in all, and free."""
+        return resources()
+
+    async def ask(self, actor: Any, method: str, *arguments: Any) -> Any:
+        """The actor's answer. No deadline.
+
+        Raises:
+            ConfigError: the actor's own.
+            ServiceError: the actor's own, or that it is gone.
+        """
+        try:
+            return await getattr(actor, method).remote(*arguments)
+        except ray.exceptions.RayError as error:  # the actor's own error in Ray's wrapping, or the actor is gone
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ConfigError | ServiceError):
+                raise cause from error
+            raise ServiceError(str(cause or error)) from error
+
+    def kill(self, actor: Any) -> None:
+        """End it; its server ends with it."""
+        ray.kill(actor)
+
+    def kept(self, kind: str) -> dict[str, Any]:
+        """Actors of a kind that outlive their drivers, by name."""
+        found = {}
+        for row in ray.util.list_named_actors(all_namespaces=True):
+            if row["namespace"] == NAMESPACE and row["name"].startswith(f"{kind}-"):
+                with suppress(ValueError):  # it has ended meanwhile
+                    found[row["name"]] = ray.get_actor(row["name"], namespace=NAMESPACE)
+        return found
+
+    def is_over(self, owner: Owner) -> bool:
+        """Whether that life of a driver is known to be over: Ray has seen its job end."""
+        return any(job["JobID"] == owner.job and job["IsDead"] for job in ray._private.state.jobs())

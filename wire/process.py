@@ -17,7 +17,6 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 from wire.address import interface_of
@@ -157,42 +156,3 @@ class ServerProcess:
         except OSError:
             return f"no log at {self.log_path}"
         return f"log {self.log_path} ends: " + " | ".join(line.strip() for line in tail)
-
-
-class HostedServer:
-    """A server that somebody else asks for: start it, ask after it, end it. Made an actor by the placement modules.
-
-    Args:
-        make: makes the server's process when it is to be started: the port is then free, and what is wrong here is told
-            to who asked for the start.
-        startup_timeout_s: deadline of its start.
-        grace_s: time between SIGTERM and SIGKILL when it is ended.
-    """
-
-    def __init__(self, make: Callable[[], ServerProcess], startup_timeout_s: float, grace_s: float = 10.0) -> None:
-        self._make, self._startup_timeout_s, self._grace_s = make, startup_timeout_s, grace_s
-        self._process: ServerProcess | None = None
-
-    def start(self) -> str:
-        """Start the server and wait until it answers. Returns its URL.
-
-        Raises:
-            ConfigError: this host cannot serve what the settings say.
-            ServiceError: as `wait_healthy` does.
-        """
-        self._process = self._make()
-        self._process.start()
-        self._process.wait_healthy(self._startup_timeout_s)
-        return self._process.url
-
-    def check(self) -> None:
-        """Raises ServiceError with the server's last words if it has ended."""
-        if self._process is None:
-            raise ServiceError("the server was not started")
-        if not self._process.is_alive():
-            raise ServiceError(self._process.obituary())
-
-    def stop(self) -> None:
-        """End the server."""
-        if self._process is not None:
-            self._process.stop(self._grace_s)

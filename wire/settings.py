@@ -16,6 +16,7 @@ from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from wire.address import check_bind_address
+from wire.claim import LEAST_ORPHAN_TIMEOUT_S
 from wire.errors import ConfigError, RLHFError
 from wire.ports import PortRange
 
@@ -35,6 +36,12 @@ class ServiceSettings:
     ray_address: str | None = field(
         default=None, metadata={"help": "Ray cluster to join (auto, or host:port); None: a run has one of its own."}
     )
+    orphan_timeout_s: float = field(
+        default=1800.0,
+        metadata={
+            "help": "In a joined Ray cluster, servers whose driver died wait so long for the next; 0: they end with it."
+        },
+    )
     token_file: str = field(
         default="~/.config/disaggregated-rloo/token",
         metadata={"help": "File with the access token (mode 0600). Made on first use; copy it to every host."},
@@ -49,6 +56,11 @@ class ServiceSettings:
         default=False, metadata={"help": "Same settings, same run, bit for bit. Slower; every server needs it too."}
     )
 
+    @property
+    def keeps_servers(self) -> bool:
+        """Whether servers that a run starts outlive a driver that dies: for a while, in a cluster that does."""
+        return bool(self.ray_address) and self.orphan_timeout_s > 0
+
     def check(self) -> None:
         """Raises ConfigError on a value that cannot work."""
         check_bind_address(self.bind_address, self.ray_address)
@@ -56,6 +68,11 @@ class ServiceSettings:
             PortRange.of(self.port_range)
         if self.startup_timeout_s <= 0:
             raise ConfigError(f"startup_timeout_s ({self.startup_timeout_s}) must be positive")
+        if self.orphan_timeout_s and self.orphan_timeout_s < LEAST_ORPHAN_TIMEOUT_S:
+            raise ConfigError(
+                f"orphan_timeout_s ({self.orphan_timeout_s:g}) is too short for a driver that is heard of every few "
+                f"seconds; give {LEAST_ORPHAN_TIMEOUT_S:.0f} or more, or 0: servers then end with their driver"
+            )
 
 
 NOT_BOOL = (int, float, str)  # types of flags for which a file's true or false is a mistake

@@ -13,6 +13,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.wire.fake_cluster import FakeCluster
+from wire.claim import Owner
+from wire.hosting import Plan
+
 DEADLINE_S = 0.3  # of every call that meets silence
 MARGIN_S = 3.0  # in which a shared machine may come round to it
 ANSWER = {"world_size": 1, "weight_version": "0.1", "checksums": {}, "count": 1}
@@ -66,6 +70,19 @@ class SilentActor:
         if name in self._methods:
             await asyncio.Event().wait()
         return self._facts
+
+
+class SilentCluster(FakeCluster):
+    """A cluster of hosts that never answer to `method`."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self._method = method
+
+    def launch(self, plan: Plan, owner: Owner) -> Any:
+        actor = super().launch(plan, owner)
+        actor.silent.add(self._method)
+        return actor
 
 
 async def in_time(call: Awaitable[Any]) -> Any:

@@ -5,24 +5,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rollout_server.scale
 import rollout_server.started
+import trainer.judge_service
 import trainer.ranks
-import trainer.services
+import wire.estate
+import wire.hosting
 from rollout_server.membership import Membership, Replica, State
 from rollout_server.started import Host, StartedReplicas
-from tests.contract.silence import DEADLINE_S, SilentActor, in_time, public_calls
+from tests.contract.silence import DEADLINE_S, SilentActor, SilentCluster, in_time, public_calls
+from tests.wire.fake_cluster import FakeCluster, plan
 from trainer.batch import Sample
 from trainer.config import RunSettings
+from trainer.judge_service import JudgeService
 from trainer.ranks import Learner
+from wire.claim import Owner
 from wire.errors import ServiceError
+from wire.estate import claimed, inherited, remnants
+from wire.hosting import PlacedServer, end_server
 from wire.membership import Member
 
+OWNER = Owner("/runs/a", "1", "01", 100.0)
 SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
 
 
@@ -150,22 +158,78 @@ async def test_the_end_of_a_replica_is_waited_for_with_a_deadline_and_said(monke
     assert said[-1] == "the host of http://a did not end within 0 s; the run's supervisor ends it"
 
 
+def judge_service_on(cluster: FakeCluster, folder: Path) -> JudgeService:
+    settings = RunSettings(device="cpu", startup_timeout_s=DEADLINE_S, token_file=str(folder / "token"))
+    return JudgeService(settings, cluster, OWNER, lambda _: None)
+
+
 async def test_the_start_of_the_reward_service_ends_by_its_deadline_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.judge_service, "PLACE_MARGIN_S", 0.0)
+    service = judge_service_on(SilentCluster("start"), tmp_path)
+    with pytest.raises(ServiceError, match="the reward service did not start within 0 s, and its host is silent"):
+        await in_time(service.start())
+    await service.stop()
+
+
+async def test_room_for_the_reward_service_is_waited_for_with_a_deadline(tmp_path: Path) -> None:
+    cluster = FakeCluster()
+    cluster.has_room = False
+    service = judge_service_on(cluster, tmp_path)
+    with pytest.raises(ServiceError, match="the reward service found no node with room for it within 0 s"):
+        await in_time(service.start())
+    await service.stop()
+
+
+async def test_a_reward_services_host_that_is_silent_ends_the_run_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.judge_service, "WATCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr(trainer.judge_service, "CHECK_TIMEOUT_S", DEADLINE_S)
+    service = judge_service_on(SilentCluster("check"), tmp_path)
+    url = await service.start()
+    with pytest.raises(ServiceError, match=f"the host of the reward service at {url} did not answer within 0 s"):
+        await in_time(service.watch())
+    await service.stop()
+
+
+async def test_the_end_of_a_server_is_waited_for_with_a_deadline() -> None:
+    cluster = SilentCluster("stop")
+    actor = cluster.launch(plan(), OWNER)
+    await in_time(end_server(cluster, actor, OWNER, DEADLINE_S))
+    assert actor.is_killed
+
+
+@pytest.mark.parametrize("method", ["held", "take"])
+async def test_a_silent_host_of_a_dead_driver_is_asked_with_a_deadline(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire.estate, "ASK_TIMEOUT_S", DEADLINE_S)
+    cluster = SilentCluster(method)
+    cluster.launch(plan(), Owner("/runs/a", "dead", "00", 100.0))
+    cluster.dead.add("dead")
+    assert await in_time(inherited(cluster, OWNER, "replica", plan, print)) == {}
+    for remnant in await in_time(remnants(cluster, "replica")):
+        assert not await in_time(claimed(cluster, remnant, OWNER))
+
+
+async def test_a_renewal_that_is_not_answered_does_not_keep_the_next_from_being_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer.services, "PLACE_MARGIN_S", 0.0)
-    with pytest.raises(ServiceError, match="the reward service found no node with a free `reward` resource within 0 s"):
-        await in_time(trainer.services._started(SilentActor("start"), DEADLINE_S, print))
-
-
-async def test_a_reward_services_host_that_is_silent_ends_the_run_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.services, "WATCH_INTERVAL_S", 0.01)
-    monkeypatch.setattr(trainer.services, "CHECK_TIMEOUT_S", DEADLINE_S)
-    judge: Any = SimpleNamespace(url="http://a")
-    nothing: Any = None
-    services = trainer.services.Services(nothing, nothing, nothing, "127.0.0.1", judge, [SilentActor("check")])
-    with pytest.raises(ServiceError, match="the host of the reward service at http://a did not answer within 0 s"):
-        await in_time(services._watch_judge())
+    monkeypatch.setattr(wire.hosting, "RENEW_S", 0.01)
+    monkeypatch.setattr(wire.hosting, "RENEW_TIMEOUT_S", 0.05)
+    cluster = SilentCluster("renew")
+    server = PlacedServer(plan(), cluster, OWNER, print)
+    await server.place()
+    cluster.clock.now = 50.0
+    await asyncio.sleep(0.1)
+    (actor,) = cluster.actors.values()
+    actor.silent.clear()
+    async with asyncio.timeout(5):
+        while actor.host.held().silent_s:
+            await asyncio.sleep(0.01)
+    await server.stop()
 
 
 # --- nothing is missing from the tables

@@ -58,6 +58,9 @@ SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
 CONTROL: dict[str, tuple[str, Callable[[ControlRoutes, Replica], Awaitable[Any]]]] = {
     "meet": ("get_world_size", lambda routes, replica: routes.meet(replica.url, DEADLINE_S)),
     "meet, its second": ("is_paused", lambda routes, replica: routes.meet(replica.url, DEADLINE_S)),
+    "empty": ("gate", lambda routes, replica: routes.empty(replica.url, DEADLINE_S)),
+    "empty, its second": ("pause", lambda routes, replica: routes.empty(replica.url, DEADLINE_S)),
+    "empty, its third": ("resume", lambda routes, replica: routes.empty(replica.url, DEADLINE_S)),
     "probe": ("is_paused", lambda routes, replica: routes.probe(replica, DEADLINE_S)),
     "pause": ("pause", lambda routes, replica: routes.pause(replica, DEADLINE_S, keep=True)),
     "resume": ("resume", lambda routes, replica: routes.resume(replica, DEADLINE_S)),

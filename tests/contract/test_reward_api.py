@@ -131,7 +131,7 @@ async def test_a_verdict_makes_the_round_trip_unchanged(app, judge):
 async def test_a_call_of_the_background_comes_back_until_no_other_call_waits(app, judge, pool):
     pool.is_full = True
     async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=20) as client:
-        in_background = asyncio.create_task(client.judge(CONVERSATION, ("a 4", "b 2"), 7, background=True))
+        in_background = asyncio.create_task(client.judge(CONVERSATION, ("a 4", "b 2"), 7, background=asyncio.Event()))
         assert (await client.judge(CONVERSATION, ("c 5",), 8)).scores == (5,)
         await asyncio.sleep(0.1)
         assert [responses for _, responses, _ in judge.asked] == [("c 5",)] and not in_background.done()
@@ -140,11 +140,23 @@ async def test_a_call_of_the_background_comes_back_until_no_other_call_waits(app
     assert judge.asked[1] == (CONVERSATION, ("a 4", "b 2"), 7)
 
 
+async def test_a_call_of_the_background_that_loses_its_patience_is_let_in_though_all_are_busy(app, judge, pool):
+    pool.is_full = True
+    patience = asyncio.Event()
+    async with running_app(app) as url, RewardClient(url, TOKEN, timeout_s=20) as client:
+        in_background = asyncio.create_task(client.judge(CONVERSATION, ("a 4", "b 2"), 7, background=patience))
+        await asyncio.sleep(0.1)
+        assert judge.asked == []
+        patience.set()
+        assert (await in_background).scores == (4, 2)
+    assert judge.asked == [(CONVERSATION, ("a 4", "b 2"), 7)]
+
+
 async def test_a_second_judge_is_joined_by_its_url_and_must_take_the_token(app):
     async with running_app(app) as url:
         settings = RunSettings(device="cpu", second_reward_url=url)
         async with second_judges(settings, TOKEN) as (judge,):
-            assert (await judge.judge(CONVERSATION, ("a 4", "b 2"), 7, background=True)).scores == (4, 2)
+            assert (await judge.judge(CONVERSATION, ("a 4", "b 2"), 7, background=asyncio.Event())).scores == (4, 2)
         with pytest.raises(Unauthorized):
             async with second_judges(settings, "wrong"):
                 pass

@@ -29,6 +29,7 @@ import trainer.answering
 import trainer.checkpoint
 import trainer.contest
 import trainer.evaluate
+import trainer.judge_service
 import trainer.ledger_writer
 import trainer.pipeline
 import trainer.ranks
@@ -39,9 +40,10 @@ from rollout_server.client import RolloutClient, Sampling
 from rollout_server.config import RolloutSettings
 from rollout_server.fleet import Fleet
 from rollout_server.started import StartedReplicas
-from tests.contract.silence import SilentActor, silent_server
+from tests.contract.silence import SilentActor, SilentCluster, silent_server
 from tests.rollout_server.roster import Roster
 from tests.rollout_server.world import TOKEN, World
+from tests.wire.fake_cluster import plan
 from trainer.answer_files import Question
 from trainer.answering import Answers, AnswerSettings
 from trainer.batch import Sample
@@ -49,21 +51,25 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.contest import Contest
 from trainer.evaluate import evaluate_held_out
+from trainer.judge_service import JudgeService
 from trainer.ledger import LEDGER_FILE, Ledger
 from trainer.ledger_writer import connect
 from trainer.pipeline import Pipeline
 from trainer.prompts import Prompt
 from trainer.ranks import Learner
+from wire.claim import Owner
+from wire.estate import IS_SEARCHED, inherited
 from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import Message
 from wire.membership import Member, Outcome, TransferReport
+from wire.pieces import PACKED_PATH
 from wire.room import HAS_NO_ROOM, Needs, until_found
 
+OWNER = Owner("/runs/a", "1", "01", 100.0)
 LONG_S = 60.0  # every deadline: none is met
 V1 = PolicyVersion(0, 1)
 TALK = (Message(role="user", content="sea?"),)
 SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
-GENERATE = "inference/v1/generate"
 
 
 @asynccontextmanager
@@ -115,7 +121,7 @@ async def completions(*urls: str, prompts: int = 1, room: int = 0) -> AsyncItera
 
 @asynccontextmanager
 async def completions_of_a_silent_replica(**changes: Any) -> AsyncIterator[None]:
-    async with silent_server(GENERATE) as url, completions(url, **changes):
+    async with silent_server(PACKED_PATH.strip("/")) as url, completions(url, **changes):
         yield
 
 
@@ -187,13 +193,25 @@ async def nobody_ready() -> AsyncIterator[None]:
             yield
 
 
+class StartingHost:
+    """It never has started."""
+
+    async def start(self) -> str:
+        return str(await forever())
+
+    async def check(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
 @asynccontextmanager
 async def starting() -> AsyncIterator[None]:
     settings = RolloutSettings(device="cpu")
-    host = SimpleNamespace(start=forever, stop=asyncio.Event().set)
 
-    def place(_: int) -> Any:
-        return host
+    def place(_: int) -> StartingHost:
+        return StartingHost()
 
     async with Fleet(settings, TOKEN) as fleet:
         replicas = StartedReplicas(settings, fleet, place, lambda _: None)
@@ -250,14 +268,38 @@ def learner_call(method: str, call: Callable[[Learner], Awaitable[Any]]) -> Call
     return scenario
 
 
-def judge_start() -> AbstractAsyncContextManager[None]:
-    return under_way(trainer.services._started(SilentActor("start"), LONG_S, lambda _: None))
+def judge_service(folder: Path, **changes: Any) -> JudgeService:
+    settings = RunSettings(device="cpu", startup_timeout_s=LONG_S, token_file=str(folder / "token"), **changes)
+    return JudgeService(settings, SilentCluster("start"), OWNER, lambda _: None)
+
+
+@asynccontextmanager
+async def judge_start(folder: Path) -> AsyncIterator[None]:
+    service = judge_service(folder)
+    async with under_way(service.start()):
+        yield
+    await service.stop()
+
+
+def judge_in_the_cluster(patches: pytest.MonkeyPatch, folder: Path) -> AbstractAsyncContextManager[None]:
+    """A service was announced, and never says whether it is ready."""
+    patches.setattr(trainer.judge_service, "announced_services", lambda _: {})
+    patches.setattr(trainer.judge_service, "choose", forever)
+    return under_way(judge_service(folder, ray_address="auto").start())
+
+
+@asynccontextmanager
+async def searching() -> AsyncIterator[None]:
+    cluster = SilentCluster("held")
+    cluster.launch(plan(), OWNER)
+    async with under_way(inherited(cluster, OWNER, "replica", plan, lambda _: None)):
+        yield
 
 
 @asynccontextmanager
 async def services(placing: Callable[[Any], Any], patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[None]:
     """The start of a run that joins its reward service, which never says who judges there."""
-    patches.setattr(trainer.services, "ray_cluster", lambda _: nullcontext())
+    patches.setattr(trainer.services, "ray_cluster", lambda _: nullcontext(OWNER))
     patches.setattr(trainer.services, "place_learner", placing)
     async with silent_server("v1/info") as url:
         settings = RunSettings(device="cpu", replicas=0, reward_url=url, output_dir=str(folder))
@@ -426,7 +468,9 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
     ("reward_server.asking", reward_server.asking.DOES_NOT_ANSWER): ("judge http", verdicts_of_nobody),
     ("trainer.services", trainer.services.PLACES_LEARNER): ("ray", placing),
     ("wire.room", HAS_NO_ROOM): ("ray for replica-7: 1 x {rollout: 1} needed", no_room),
-    ("trainer.services", trainer.services.STARTS): ("judge", judge_start),
+    ("trainer.judge_service", trainer.judge_service.STARTS): ("judge", judge_start),
+    ("trainer.judge_service", trainer.judge_service.IS_ASKED): ("judge", judge_in_the_cluster),
+    ("wire.estate", IS_SEARCHED): ("ray", searching),
     ("trainer.services", trainer.services.IS_ASKED): ("judge http", asking_who_judges),
     ("trainer.pipeline", trainer.pipeline.IN_THE_MAKING): ("group 7", taking_groups),
     ("trainer.evaluate", trainer.evaluate.IN_THE_MAKING): ("held-out 3", held_out),

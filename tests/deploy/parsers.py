@@ -25,6 +25,7 @@ from rollout_server.scale import CHECKSUMS, ScaleSettings
 from trainer.answering import AnswerSettings
 from trainer.audit import arguments_in
 from trainer.config import RunSettings
+from trainer.orphans import command_in
 from wire.scaling import take_command
 from wire.settings import parse_settings
 
@@ -89,6 +90,7 @@ PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
     "trainer.main": _settings(RunSettings, strict=True),
     "trainer.audit": arguments_in,
     "trainer.evaluate": _settings(AnswerSettings),
+    "trainer.orphans": command_in,
     "trainer.status": _status,
     "reward_server.check": _settings(CheckSettings),
     "reward_server.main": _settings(RewardSettings),

@@ -108,7 +108,7 @@ def found(
     """(stage, ranks) -> what DeepSpeed made of it."""
     folder = tmp_path_factory.mktemp("gradients")
     policy.save_pretrained(folder / "model")
-    rows = [[s.prompt_ids, s.completion_ids, s.sampled_logprobs, s.advantage] for s in samples]
+    rows = [[s.prompt_ids, [*s.completion_ids], [*s.sampled_logprobs], s.advantage] for s in samples]
     (folder / "samples.json").write_text(json.dumps(rows))
     for world in (1, 2):
         run_ranks("tests.e2e.gradient_case", folder, world)

@@ -22,15 +22,16 @@ from ray.cluster_utils import Cluster
 
 import wire.room
 from reward_server.config import RewardSettings
-from reward_server.placement import place_reward_service, room_for_reward_service
+from reward_server.placement import reward_plan
 from rollout_server.config import RolloutSettings
-from rollout_server.placement import PlacedReplica
+from rollout_server.placement import replica_plan
 from trainer.config import RunSettings
-from trainer.placement import place_learner, stop_host
-from trainer.services import _found_judge
+from trainer.judge_service import JudgeService
+from trainer.placement import place_learner
 from wire.errors import ConfigError
 from wire import placement
-from wire.placement import at_node, joined_cluster
+from wire.hosting import PlacedServer
+from wire.placement import RayCluster, at_node, joined_cluster
 from wire.registry import REWARD
 
 folder, ports = sys.argv[1:]
@@ -44,6 +45,9 @@ wire.room.SAY_AFTER_S = 1.0
 
 # A service that was started by hand is found by a run that judges alike, and is not once it has ended.
 async def found_in_the_cluster(settings, said):
+    def found(settings):
+        return JudgeService(settings, RayCluster(), None, said.append)._found()
+
     async def genrm(request):
         return web.json_response({})
 
@@ -58,12 +62,12 @@ async def found_in_the_cluster(settings, said):
         try:
             url = None
             for _ in range(120):
-                url = url or await _found_judge(settings, said.append)
+                url = url or await found(settings)
                 await asyncio.sleep(0 if url else 0.5)
             assert url and url.startswith(f"http://{driver}:"), (url, said)
             assert said[-1] == f"found in the cluster: reward service {url}"
             other = replace(settings, judge_dialect="json")
-            assert await _found_judge(other, said.append) is None and "judge_dialect 'boxed'" in said[-1], said
+            assert await found(other) is None and "judge_dialect 'boxed'" in said[-1], said
         finally:
             by_hand.terminate()
             await by_hand.wait()
@@ -89,7 +93,9 @@ async def main():
     assert await ranks[0].pick_port.remote() == lowest
 
     # The model is nowhere, so the programs end: where they would have listened is in their logs and errors.
-    replica = PlacedReplica(RolloutSettings(**known, model_name_or_path="./nowhere"), 0, said.append)
+    joined, owner = RayCluster(), RayCluster().owner(folder, 0.0)
+    plan = replica_plan(RolloutSettings(**known, model_name_or_path="./nowhere"), 0)
+    replica = PlacedServer(plan, joined, owner, said.append)
     try:
         await replica.start()
     except Exception as error:
@@ -97,10 +103,8 @@ async def main():
     await replica.stop()
     assert Path(folder, "logs", "replica-0.log").exists()  # relative to the driver's folder, not to Ray's
     judge = RewardSettings(**known, judge_urls=["http://127.0.0.9:1"], judge_servers=0, judge_tensor_parallel_size=1)
-    room = room_for_reward_service(judge)
-    await room.found(said.append)
-    service = place_reward_service(judge, room)
-    starting = asyncio.ensure_future(asyncio.wait_for(service.start.remote(), 50))
+    service = PlacedServer(reward_plan(judge), joined, owner, said.append)
+    starting = asyncio.ensure_future(asyncio.wait_for(service.start(), 50))
     import urllib.request, urllib.error
     for _ in range(300):
         await asyncio.sleep(0.1)
@@ -113,16 +117,16 @@ async def main():
         except OSError:
             pass
     starting.cancel()
-    await asyncio.to_thread(stop_host, service)
+    await service.stop()
     await found_in_the_cluster(settings, said)
 
     try:
         away = RolloutSettings(**{**known, "bind_address": "192.0.2.77"}, model_name_or_path="./nowhere")
-        room = PlacedReplica(away, 1, said.append)
-        await room.start()
+        replica = PlacedServer(replica_plan(away, 1), joined, owner, said.append)
+        await replica.start()
     except ConfigError as error:
         print("mistake", error)
-    await room.stop()
+    await replica.stop()
 
 
 os.chdir(folder)

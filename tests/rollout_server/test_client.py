@@ -1,12 +1,13 @@
-"""The real client against a fake of vLLM's streaming route, over a loopback socket."""
+"""The real client against a fake of a replica's route, over a loopback socket."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
@@ -14,28 +15,21 @@ from aiohttp.test_utils import TestServer, unused_port
 from rollout_server.client import RequestRefused, RolloutClient, Sampling
 from tests.rollout_server.roster import Roster
 from wire.errors import ServiceError, Unauthorized
-from wire.generation import Completion, VersionSpan
+from wire.generation import Completion, VersionSpan, logprob_array, token_array
+from wire.pieces import LOGPROB, PACKED_PATH, TOKEN_ID, Piece, framed
 
 TOKEN = "correct-horse"
 SAMPLING = Sampling(max_tokens=16, temperature=0.7, stop_token_ids=(2, 3))
-DONE = b"data: [DONE]\n\n"
 
 
-def line(
+def frame(
     index: int, ids: Sequence[int], finish: str | None = None, version: str | None = None, **changes: Any
 ) -> bytes:
-    """An event as vLLM 0.32 writes it (scale_out/token_in_token_out/serving.py): token t has log-prob -t / 10."""
-    content = [{"token_id": t, "logprob": -t / 10, "rank": 1, "top_logprobs": []} for t in ids]
-    spans = [{"version": version, "start": 0, "end": 9}] if version else None
-    choice = {"index": index, "logprobs": {"content": content}, "finish_reason": finish, "stop_reason": None}
-    choice |= {
-        "token_ids": list(ids),
-        "routed_experts": None,
-        "sampling_mask": None,
-        "weight_versions": spans,
-    } | changes
-    event = {"request_id": "generate-tokens-1", "usage": None, "output_mode": "tokens", "choices": [choice]}
-    return b"data: " + json.dumps(event).encode() + b"\n\n"
+    """A frame as `rollout_server.packed_route` writes it: token t has log-prob -t / 8."""
+    spans = (VersionSpan(version, 0, 9),) if version else ()
+    logprobs = np.array([-t / 8 for t in ids], LOGPROB).tobytes()
+    piece = Piece(index, np.array(ids, TOKEN_ID).tobytes(), logprobs, finish, spans)
+    return framed(msgspec.structs.replace(piece, **changes))
 
 
 Script = Callable[["Reply"], Awaitable[None]]
@@ -65,7 +59,7 @@ class FakeReplica:
         self.headers: list[dict[str, str]] = []
         self.num_abandoned = 0
         app = web.Application()
-        app.router.add_post("/inference/v1/generate", self.generate)
+        app.router.add_post(PACKED_PATH, self.generate)
         self.server = TestServer(app)
 
     @property
@@ -78,7 +72,7 @@ class FakeReplica:
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         if isinstance(script, int):
             return web.json_response({"error": f"status {script}"}, status=script)
-        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        stream = web.StreamResponse()
         await stream.prepare(request)
         try:
             await script(Reply(request, self.bodies[-1], stream))
@@ -116,8 +110,7 @@ async def write_all(reply: Reply) -> None:
     """A completion that is drawn with seed 1000 + i is the tokens 10 + i and 2."""
     drawn = reply.body["sampling_params"]
     for index in range(drawn["n"]):
-        await reply.send(line(index, [10 + drawn["seed"] % 1000 + index, 2], "stop", "0.7"))
-    await reply.send(DONE)
+        await reply.send(frame(index, [10 + drawn["seed"] % 1000 + index, 2], "stop", "0.7"))
 
 
 async def ask(rollouts: RolloutClient, num: int = 2, salt: str = "0.7") -> list[Completion]:
@@ -129,8 +122,8 @@ async def test_a_completion_has_tokens_logprobs_versions_and_the_replicas_name(r
     async with client(replicas[0]) as rollouts:
         first, second = await ask(rollouts)
     spans = (VersionSpan("0.7", 0, 9),)
-    assert first == Completion(0, (10, 2), (-1.0, -0.2), True, spans, replicas[0].url)
-    assert (second.index, second.token_ids) == (1, (11, 2))
+    assert first == Completion(0, (10, 2), (-1.25, -0.25), True, spans, replicas[0].url)
+    assert (second.index, second.token_ids) == (1, token_array((11, 2)))
 
 
 async def test_the_request_says_how_to_draw_and_carries_token_seed_and_salt(replicas) -> None:
@@ -138,7 +131,7 @@ async def test_the_request_says_how_to_draw_and_carries_token_seed_and_salt(repl
         await ask(rollouts, num=3, salt="1.9")
     (body,), (headers,) = replicas[0].bodies, replicas[0].headers
     assert headers["Authorization"] == f"Bearer {TOKEN}"
-    assert (body["token_ids"], body["cache_salt"], body["stream"]) == ([5, 6, 7], "1.9", True)
+    assert (body["token_ids"], body["cache_salt"]) == ([5, 6, 7], "1.9")
     drawn = body["sampling_params"]
     assert (drawn["n"], drawn["seed"], drawn["max_tokens"], drawn["temperature"]) == (3, 1000, 16, 0.7)
     assert (drawn["top_p"], drawn["top_k"], drawn["logprobs"], drawn["stop_token_ids"]) == (1.0, 0, 0, [2, 3])
@@ -157,7 +150,7 @@ async def test_a_prompt_of_the_background_is_drawn_its_own_way_when_no_other_wai
     own = Sampling(max_tokens=4, temperature=0.1, stop_token_ids=(2,), top_p=0.5)
 
     async def background(rollouts: RolloutClient) -> Completion:
-        async with rollouts.generate((5,), 1, seed=1000, salt=str, sampling=own, background=True) as futures:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, sampling=own, background=asyncio.Event()) as futures:
             return await futures[0]
 
     async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 0.5, room=2) as rollouts:
@@ -170,7 +163,7 @@ async def test_a_prompt_of_the_background_is_drawn_its_own_way_when_no_other_wai
         await asyncio.sleep(0.2)
         go_on.set()
         await asyncio.gather(first, *later)
-        assert (await low).token_ids == (10, 2)
+        assert (await low).token_ids == token_array((10, 2))
     assert order == [1.0, 1.0, 1.0, 0.5]
     drawn = replicas[0].bodies[-1]["sampling_params"]
     assert (drawn["max_tokens"], drawn["temperature"], drawn["top_p"]) == (4, 0.1, 0.5)
@@ -190,10 +183,39 @@ async def test_waiting_for_room_costs_a_prompt_of_the_background_none_of_its_tim
 
         busy = [asyncio.create_task(keep_busy())]
         await asyncio.sleep(0.05)
-        with_room = rollouts.generate((5,), 1, seed=1000, salt=str, background=True)
+        with_room = rollouts.generate((5,), 1, seed=1000, salt=str, background=asyncio.Event())
         async with with_room as futures:
-            assert (await futures[0]).token_ids == (10, 2)
+            assert (await futures[0]).token_ids == token_array((10, 2))
         await asyncio.gather(*busy)
+
+
+async def test_a_prompt_that_loses_its_patience_comes_before_all_that_came_later(replicas) -> None:
+    order: list[int] = []
+    go_on = asyncio.Semaphore(0)
+
+    async def held(reply: Reply) -> None:
+        order.append(reply.body["token_ids"][0])
+        await go_on.acquire()
+        await write_all(reply)
+
+    replicas[0].scripts = [held]
+    patience = asyncio.Event()
+
+    async def asked(rollouts: RolloutClient, prompt: int, background: asyncio.Event | None) -> None:
+        async with rollouts.generate((prompt,), 1, seed=1000, salt=str, background=background) as futures:
+            await futures[0]
+
+    async with RolloutClient(Roster(replicas[0].url), TOKEN, SAMPLING, 5.0, room=1) as rollouts:
+        tasks = []
+        for prompt, background in ((1, None), (2, patience), (3, None), (4, asyncio.Event()), (5, None)):
+            tasks.append(asyncio.create_task(asked(rollouts, prompt, background)))
+            await asyncio.sleep(0.02)
+        patience.set()
+        await asyncio.sleep(0.02)
+        for _ in tasks:
+            go_on.release()
+        await asyncio.gather(*tasks)
+    assert order == [1, 2, 3, 5, 4]
 
 
 async def test_the_background_gives_way_to_a_push_and_is_written_anew(replicas) -> None:
@@ -205,10 +227,10 @@ async def test_the_background_gives_way_to_a_push_and_is_written_anew(replicas) 
 
     replicas[0].scripts = [hangs, write_all]
     async with client(replicas[0]) as rollouts:
-        async with rollouts.generate((5,), 1, seed=1000, salt=str, background=True) as futures:
+        async with rollouts.generate((5,), 1, seed=1000, salt=str, background=asyncio.Event()) as futures:
             await begun.wait()
             rollouts.give_way()
-            assert (await futures[0]).token_ids == (10, 2)
+            assert (await futures[0]).token_ids == token_array((10, 2))
         assert not rollouts.roster.suspects and len(replicas[0].bodies) == 2
 
 
@@ -216,13 +238,13 @@ async def test_a_completion_is_there_before_the_last_one_exists(replicas) -> Non
     go_on = asyncio.Event()
 
     async def slowly(reply: Reply) -> None:
-        await reply.send(line(1, [11, 2], "stop", "0.7"))
+        await reply.send(frame(1, [11, 2], "stop", "0.7"))
         await go_on.wait()
-        await reply.send(line(0, [10, 2], "stop", "0.8"), DONE)
+        await reply.send(frame(0, [10, 2], "stop", "0.8"))
 
     replicas[0].scripts = [slowly]
     async with client(replicas[0]) as rollouts, rollouts.generate((5,), 2, seed=0, salt=str) as futures:
-        assert (await futures[1]).token_ids == (11, 2)
+        assert (await futures[1]).token_ids == token_array((11, 2))
         assert not futures[0].done() and rollouts.roster.in_flight == {replicas[0].url: 1}
         go_on.set()
         assert (await futures[0]).versions == (VersionSpan("0.8", 0, 9),)
@@ -230,33 +252,33 @@ async def test_a_completion_is_there_before_the_last_one_exists(replicas) -> Non
 
 async def test_the_pieces_of_completions_are_joined_however_they_interleave(replicas) -> None:
     async def in_pieces(reply: Reply) -> None:
-        await reply.send(line(0, [10]), line(1, [20]))  # vLLM sends the first token alone
-        await reply.send(line(1, [21, 22], "length", "0.7"), line(0, [11, 2], "stop", "0.8"), DONE)
+        await reply.send(frame(0, [10]), frame(1, [20]))  # vLLM sends the first token alone
+        await reply.send(frame(1, [21, 22], "length", "0.7"), frame(0, [11, 2], "stop", "0.8"))
 
     replicas[0].scripts = [in_pieces]
     async with client(replicas[0]) as rollouts:
         first, second = await ask(rollouts)
-    assert (first.token_ids, first.logprobs, first.finished) == ((10, 11, 2), (-1.0, -1.1, -0.2), True)
-    assert (second.token_ids, second.finished) == ((20, 21, 22), False)
+    assert (first.token_ids, first.logprobs) == (token_array((10, 11, 2)), logprob_array((-1.25, -1.375, -0.25)))
+    assert first.finished
+    assert (second.token_ids, second.finished) == (token_array((20, 21, 22)), False)
     assert (first.versions[0].version, second.versions[0].version) == ("0.8", "0.7")
 
 
-async def test_an_event_cut_over_network_packets_is_read_whole(replicas) -> None:
+async def test_a_frame_cut_over_network_packets_is_read_whole(replicas) -> None:
     async def bytewise(reply: Reply) -> None:
-        event = line(0, [10, 2], "stop", "0.7")
-        for start in range(0, len(event), 100):
-            await reply.send(event[start : start + 100])
-            await asyncio.sleep(0)
-        await reply.send(b": a comment\n\n", DONE)
+        event = frame(0, [10, 2], "stop", "0.7")
+        for start in range(len(event)):
+            await reply.send(event[start : start + 1])
+            await asyncio.sleep(0.001)
 
     replicas[0].scripts = [bytewise]
     async with client(replicas[0]) as rollouts:
-        assert (await ask(rollouts, num=1))[0].token_ids == (10, 2)
+        assert (await ask(rollouts, num=1))[0].token_ids == token_array((10, 2))
 
 
 async def test_a_completion_that_ended_at_once_is_empty_but_there(replicas) -> None:
     async def nothing(reply: Reply) -> None:
-        await reply.send(line(0, [], "stop", logprobs=None), DONE)
+        await reply.send(frame(0, [], "stop", logprobs=b""))
 
     replicas[0].scripts = [nothing]
     async with client(replicas[0]) as rollouts:
@@ -285,48 +307,47 @@ async def test_prompts_go_to_the_replica_with_the_fewest_in_flight(replicas) -> 
 def all_but_last(reply: Reply) -> tuple[list[bytes], int]:
     """(the first completion of two, whole; the index of the last one, which goes wrong)."""
     last = reply.body["sampling_params"]["n"] - 1
-    return [line(0, [10, 2], "stop", "0.7")] * last, last
+    return [frame(0, [10, 2], "stop", "0.7")] * last, last
 
 
 async def break_off(reply: Reply) -> None:
     """The first completion whole, half of the second, and gone."""
     whole, last = all_but_last(reply)
-    await reply.send(*whole, line(last, [90]), line(last, [91])[:40])
+    await reply.send(*whole, frame(last, [90]), frame(last, [91])[:20])
     await asyncio.sleep(0.02)
     reply.drop()
 
 
 async def end_early(reply: Reply) -> None:
     whole, _ = all_but_last(reply)
-    await reply.send(*whole, DONE)
+    await reply.send(*whole)
 
 
 async def report_error(reply: Reply) -> None:
-    error = {"error": {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}}
     whole, _ = all_but_last(reply)
-    await reply.send(*whole, b"data: " + json.dumps(error).encode() + b"\n\n", DONE)
+    await reply.send(*whole, framed(Piece(0, error="EngineCore died")))
 
 
 async def abort(reply: Reply) -> None:
     whole, last = all_but_last(reply)
-    await reply.send(*whole, line(last, [90]), line(last, [], "abort"), DONE)
+    await reply.send(*whole, frame(last, [90]), frame(last, [], "abort"))
 
 
 async def lose_logprobs(reply: Reply) -> None:
     whole, last = all_but_last(reply)
-    await reply.send(*whole, line(last, [90, 91, 2], "stop", "0.7", logprobs=None), DONE)
+    await reply.send(*whole, frame(last, [90, 91, 2], "stop", "0.7", logprobs=b""))
 
 
 async def write_noise(reply: Reply) -> None:
     whole, _ = all_but_last(reply)
-    await reply.send(*whole, b'data: {"choices": [{"index": "one"}]}\n\n', DONE)
+    await reply.send(*whole, b"\0\0\0\4data")
 
 
 @pytest.mark.parametrize(
     ("failure", "words"),
     [(500, "HTTP 500.*status 500"), (503, "HTTP 503"), (break_off, ""), (end_early, "ended before all"),
      (report_error, "EngineCore died"), (abort, "'abort'"), (lose_logprobs, "0 log-probs for 3 tokens"),
-     (write_noise, "index")],
+     (write_noise, "array")],
 )  # fmt: skip
 async def test_after_a_failure_another_replica_writes_what_is_missing_and_nothing_comes_twice(
     replicas, failure: Script | int, words: str
@@ -336,7 +357,10 @@ async def test_after_a_failure_another_replica_writes_what_is_missing_and_nothin
     async with client(failing, sound) as rollouts:
         first, second = await ask(rollouts)
         assert first.replica == (sound.url if isinstance(failure, int) else failing.url)
-        assert (first.token_ids, second.token_ids) == ((10, 2), (11, 2))  # no piece of the first attempt is left
+        assert (first.token_ids, second.token_ids) == (
+            token_array((10, 2)),
+            token_array((11, 2)),
+        )  # no piece of the first attempt is left
         assert second.replica == sound.url
         assert len(failing.bodies) == len(sound.bodies) == 1
         again, before = sound.bodies[0]["sampling_params"], failing.bodies[0]["sampling_params"]
@@ -352,7 +376,7 @@ async def test_a_lone_replica_is_asked_again_after_a_failure(replicas) -> None:
     replicas[0].scripts = [500, break_off, write_all]
     async with client(replicas[0]) as rollouts:
         first, second = await ask(rollouts)
-    assert (first.token_ids, second.token_ids) == ((10, 2), (11, 2))
+    assert (first.token_ids, second.token_ids) == (token_array((10, 2)), token_array((11, 2)))
     assert len(replicas[0].bodies) == 3
 
 
@@ -395,7 +419,7 @@ async def test_what_a_lost_replica_had_not_finished_is_written_by_another_with_t
     frozen, sound = replicas
 
     async def freeze(reply: Reply) -> None:
-        await reply.send(line(1, [11, 2], "stop", "0.7"), line(0, [90, 91]), line(2, [92]))
+        await reply.send(frame(1, [11, 2], "stop", "0.7"), frame(0, [90, 91]), frame(2, [92]))
         await asyncio.sleep(60)
 
     frozen.scripts = [freeze]
@@ -424,14 +448,14 @@ async def test_leaving_the_context_cancels_the_request_at_the_replica(replicas) 
     fake = replicas[0]
 
     async def hang(reply: Reply) -> None:
-        await reply.send(line(0, [10, 2], "stop", "0.7"))
+        await reply.send(frame(0, [10, 2], "stop", "0.7"))
         await asyncio.sleep(60)
 
     fake.scripts = [hang]
     async with client(fake) as rollouts:
         async with rollouts.generate((5,), 2, seed=0, salt=str) as futures:
             await futures[0]
-        assert futures[1].cancelled() and futures[0].result().token_ids == (10, 2)
+        assert futures[1].cancelled() and futures[0].result().token_ids == token_array((10, 2))
         assert rollouts.roster.in_flight == {}
         async with asyncio.timeout(5):
             while not fake.num_abandoned:
@@ -450,7 +474,7 @@ async def test_what_is_known_is_not_asked_for(replicas) -> None:
     async with client(replicas[0]) as rollouts:
         async with rollouts.generate((5,), 3, seed=1000, salt=str, known={1: known}) as futures:
             first, second, third = await asyncio.gather(*futures)
-        assert second is known and (first.token_ids, third.token_ids) == ((10, 2), (12, 2))
+        assert second is known and (first.token_ids, third.token_ids) == (token_array((10, 2)), token_array((12, 2)))
         drawn = sorted((body["sampling_params"]["seed"], body["sampling_params"]["n"]) for body in replicas[0].bodies)
         assert drawn == [(1000, 1), (1002, 1)]
         async with rollouts.generate((5,), 1, seed=1000, salt=str, known={0: known}) as futures:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from rollout_server.client import HAS_NOBODY, WRITES
-from tests.rollout_server.test_client import DONE, FakeReplica, Reply, ask, client, line, write_all
+from tests.rollout_server.test_client import FakeReplica, Reply, ask, client, frame, write_all
 from wire.waits import WAITS, Wait, waiter
 
 
@@ -47,9 +47,9 @@ async def test_a_completion_s_wait_ends_when_it_is_there_and_the_others_go_on(re
     go_on = asyncio.Event()
 
     async def one_then_the_other(reply: Reply) -> None:
-        await reply.send(line(1, [11, 2], "stop", "0.7"))
+        await reply.send(frame(1, [11, 2], "stop", "0.7"))
         await go_on.wait()
-        await reply.send(line(0, [10, 2, 2], "stop", "0.7"), DONE)
+        await reply.send(frame(0, [10, 2, 2], "stop", "0.7"))
 
     replica.scripts = [one_then_the_other]
     async with client(replica) as rollouts:
@@ -65,7 +65,7 @@ async def test_a_completion_s_wait_ends_when_it_is_there_and_the_others_go_on(re
 
 async def test_what_is_asked_for_again_waits_for_the_other_replica_and_leaving_ends_all(replica, over) -> None:
     async def one_then_nothing(reply: Reply) -> None:
-        await reply.send(line(0, [10, 2], "stop", "0.7"))
+        await reply.send(frame(0, [10, 2], "stop", "0.7"))
         reply.drop()
 
     async def nothing(reply: Reply) -> None:

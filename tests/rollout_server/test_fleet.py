@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import unused_port
 
@@ -19,6 +20,7 @@ from tests.rollout_server.world import TOKEN, Server, World
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import PolicyVersion
 from wire.membership import Outcome
+from wire.token import auth_headers
 
 V0, V1, V2 = (PolicyVersion(0, step) for step in range(3))
 
@@ -443,3 +445,28 @@ async def test_a_sick_joiner_holds_the_learner_only_for_a_while(world, monkeypat
             await fleet.add(world.servers[1].url)
             await until(lambda: indices(world, fleet) == [0, 1])
         assert given == [0.2] and time.monotonic() - started < 5
+
+
+async def test_one_that_a_dead_driver_left_in_mid_push_is_emptied_met_and_takes_the_weights_before_it_writes(
+    world: World,
+) -> None:
+    server = world.servers[1]
+    former = server.gate.boot_id
+    async with aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
+
+        async def call(route: str, **headers: str) -> int:
+            async with session.post(f"{server.url}/{route}", headers=headers) as reply:
+                return reply.status
+
+        assert await call("start_weight_update", **{"x-push-id": "of-the-dead"}) == 200
+        async with fleet_of(world, world.servers[0]) as fleet:
+            await fleet.publish(world, V1)
+            world.events.clear()
+            replica = await fleet.add(server.url, is_started=True, is_inherited=True)
+            assert world.happened() == ["pause", "resume", "get_world_size", "is_paused"]
+            assert server.queries[-1] == {"mode": "abort", "clear_cache": "true"}
+            assert (replica.state, replica.version, replica.boot_id) == (State.SYNCING, None, server.gate.boot_id)
+            assert await call("update_weights", **{"x-boot-id": former, "x-push-id": "of-the-dead"}) == 409
+            assert await call("v1/completions") == 503
+            await fleet.publish(world, V2)
+            assert replica in fleet.ready() and replica.version == V2

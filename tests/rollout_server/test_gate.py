@@ -156,3 +156,33 @@ async def test_what_is_not_http_passes(gate, kind: str) -> None:
 
     await gate({"type": kind, "path": "/v1/realtime"}, None, send)
     assert sent == [{"type": f"{kind}.inside"}]
+
+
+async def test_emptied_it_is_as_when_it_started_and_hears_nobody_that_knew_it_before(gate, engine) -> None:
+    await push(gate, "a")
+    former = gate.boot_id
+    await ask(gate, START, x_push_id="b")
+    engine.heard.clear()
+    status, body = await ask(gate, "/gate")
+    assert (status, json.loads(body)) == (200, {"boot_id": gate.boot_id, "weights": "empty", "push_id": None})
+    assert gate.boot_id != former
+    for path in (UPDATE, FINISH, "/resume", GENERATE):
+        assert (await ask(gate, path, x_boot_id=former, x_push_id="b"))[0] == 409
+    assert (await ask(gate, UPDATE, x_push_id="b"))[0] == 409
+    status, body = await ask(gate, GENERATE)
+    assert status == 503 and b"no weights yet" in body and engine.heard == []
+    assert (await ask(gate, "/resume"))[0] == 200
+    assert await push(gate, "c") == [200, 200, 200]
+
+
+async def test_the_end_of_a_push_from_before_makes_nothing_whole(engine) -> None:
+    async def emptied_meanwhile(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == FINISH:
+            await ask(gate, "/gate")
+        await engine(scope, receive, send)
+
+    gate = WeightGateMiddleware(emptied_meanwhile)
+    await ask(gate, START)
+    await ask(gate, UPDATE)
+    assert (await ask(gate, FINISH))[0] == 200
+    assert gate.weights is Weights.EMPTY

@@ -47,7 +47,8 @@ def test_a_replica_starts_empty_behind_token_and_gate_and_speaks_tokens() -> Non
     assert flags["--logprobs-mode"] == ["processed_logprobs"]
     assert flags["--generation-config"] == ["vllm"]
     # The last is the outermost: the gate answers nobody who does not have the token.
-    assert flags["--middleware"] == ["rollout_server.gate.WeightGateMiddleware", "wire.token.TokenMiddleware"]
+    ours = ["rollout_server.packed_route.PackedRoute", "rollout_server.gate.WeightGateMiddleware"]
+    assert flags["--middleware"] == [*ours, "wire.token.TokenMiddleware"]
     assert flags["--enable-scale-out"] == []
     assert json.loads(flags["--weight-transfer-config"][0]) == {"backend": "gloo"}
     assert (flags["--host"], flags["--port"]) == (["127.0.0.1"], ["8000"])

@@ -25,8 +25,10 @@ class Host:
     def __init__(self, server: Server | None) -> None:
         self.server = server
         self.is_dead = self.is_stopped = False
+        self.num_starts = 0
 
     async def start(self) -> str:
+        self.num_starts += 1
         if self.server is None:
             raise ServiceError("replica ended with exit code 1. ValueError: no such model.")
         return self.server.url
@@ -43,7 +45,7 @@ class Ground:
     """Three servers that hosts are made of, one after the other; None in `queue` is a host whose start fails."""
 
     def __init__(self, world: World, fleet: Fleet, settings: RolloutSettings) -> None:
-        self.world, self.fleet = world, fleet
+        self.world, self.fleet, self.settings = world, fleet, settings
         self.queue: list[Server | None] = list(world.servers)
         self.hosts: list[Host] = []
         self.started = StartedReplicas(settings, fleet, self.place, world.say)
@@ -186,3 +188,54 @@ async def test_a_host_that_does_not_end_is_said_and_not_waited_for(ground, monke
     ground.hosts[0].stop = hang
     await ground.started.stop()
     assert any("did not end within" in line for line in ground.world.said)
+
+
+async def test_what_a_dead_driver_left_is_taken_in_and_no_other_is_started_for_it(ground) -> None:
+    left = Host(ground.world.servers[2])
+    ground.started = StartedReplicas(ground.settings, ground.fleet, ground.place, ground.world.say, {1: left})
+    await ground.started.start(2)
+    async with tended(ground):
+        await until(lambda: ground.ready() == [0, 2])
+    assert ground.started.num_adopted == 1 and len(ground.hosts) == 1
+    assert f"adopted: {left.server.url}" in ground.world.said
+    assert "gate 2" not in ground.world.events and ground.world.servers[2].queries[0]["mode"] == "abort"
+    await ground.started.stop()
+    assert left.is_stopped and ground.hosts[0].is_stopped
+
+
+@pytest.mark.parametrize("fault", ["its server has ended", "its engine does not answer"])
+async def test_what_is_not_fit_any_more_is_ended_and_another_started(ground, fault: str) -> None:
+    left = Host(None if fault == "its server has ended" else ground.world.servers[2])
+    ground.world.servers[2].statuses["pause"] = 500
+    ground.started = StartedReplicas(ground.settings, ground.fleet, ground.place, ground.world.say, {0: left})
+    await ground.started.start(1)
+    assert ground.started.num_adopted == 0 and left.is_stopped and len(ground.hosts) == 1
+    assert any("replica-0 that a dead driver left is not used: " in line for line in ground.world.said)
+    assert [replica.url for replica in ground.fleet.membership.replicas] == [ground.world.servers[0].url]
+    await ground.started.stop()
+
+
+async def test_what_was_claimed_is_ended_also_where_the_start_was_broken_off(ground) -> None:
+    left = [Host(server) for server in ground.world.servers[:2]]
+    ground.started = StartedReplicas(
+        ground.settings, ground.fleet, ground.place, ground.world.say, dict(enumerate(left))
+    )
+    await ground.started.stop()
+    assert all(host.is_stopped for host in left) and not any(host.num_starts for host in left)
+
+
+async def test_one_whose_end_was_under_way_is_ended_with_the_run(ground) -> None:
+    await ground.started.start(2)
+    going, goes = ground.hosts[1], asyncio.Event()
+    stop = going.stop
+
+    async def slowly() -> None:
+        goes.set()
+        going.stop = stop
+        await asyncio.Event().wait()
+
+    going.stop = slowly
+    ground.started.resize(1)
+    await goes.wait()
+    await ground.started.stop()
+    assert going.is_stopped

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import Request, Response
 
@@ -28,6 +29,7 @@ from trainer.evaluate import main
 from wire.errors import ConfigError, ServiceError
 from wire.generation import Completion, PolicyVersion
 from wire.membership import TransferReport
+from wire.pieces import LOGPROB, PACKED_PATH, TOKEN_ID, Piece, framed
 
 STATE = {"lineage": 1, "step": 40, "next_prompt": 160, "completions_per_step": 16, "num_learner_ranks": 1, "seed": 7}
 
@@ -192,15 +194,12 @@ class WritingServer(Server):
     """A replica that writes the letters `yes`, whoever asks."""
 
     async def answer(self, route: str, request: Request) -> Response:
-        if route != "inference/v1/generate":
+        if route != PACKED_PATH.strip("/"):
             return await super().answer(route, request)
         body = await request.json()
         self.world.events.append(f"generate at {body['sampling_params']['temperature']}")
-        logprobs = {"content": [{"token": "", "logprob": -0.5, "top_logprobs": []}] * 3}
-        choice = {"index": 0, "token_ids": [*map(ord, "yes")], "logprobs": logprobs, "finish_reason": "stop"}
-        return Response(
-            f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n", media_type="text/event-stream"
-        )
+        ids, logprobs = np.array([*map(ord, "yes")], TOKEN_ID).tobytes(), np.full(3, -0.5, LOGPROB).tobytes()
+        return Response(framed(Piece(0, ids, logprobs, "stop")))
 
 
 class LoadingWorld(World):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ class Judge:
     def __init__(self, opinion: Opinion) -> None:
         self.opinion, self.asked = opinion, []  # type: ignore[var-annotated]
 
-    async def judge(self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: bool):
+    async def judge(self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: Any):
         assert list(conversation) == TALK and seed == 7 and background
         self.asked.append(tuple(responses))
         return self.opinion(responses)
@@ -39,7 +40,7 @@ def missing_where(unwanted: Callable[[Sequence[str]], bool]) -> Opinion:
 
 async def compared(opinion: Opinion, answer: str = "abcd", other: str = "xy") -> tuple[Compared, list[Any]]:
     judge = Judge(opinion)
-    return await compare(judge, TALK, answer, other, seed=7, background=True), judge.asked
+    return await compare(judge, TALK, answer, other, seed=7, background=asyncio.Event()), judge.asked
 
 
 async def test_both_orders_are_judged_and_the_answers_own_scores_count() -> None:

@@ -175,6 +175,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
                     r"can be 2, 4, 8, 16$"),
     ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}, "= 1 completions .*a larger batch$"),
     ({"resume_from_checkpoint": "runs/nowhere"}, "resume_from_checkpoint 'runs/nowhere' is no folder"),
+    ({"eval_share": 2.5}, r"eval_share \(2.5\) is a share: give 0 to 1"),
     ({"temperature": 0.0}, "temperature"),
     ({"judge_max_tokens": 40000}, "judge_max_tokens"),
     ({"learning_rate": float("nan")}, "learning_rate"),

@@ -13,9 +13,10 @@ import pytest
 
 from rollout_server.client import Sampling
 from trainer.config import RunSettings
-from trainer.contest import ANSWERS_AT_ONCE, VERDICTS_AT_ONCE, Contest
+from trainer.contest import Contest
 from trainer.initial_answers import INITIAL_ANSWERS_FILE
 from trainer.prompts import Prompt, hash_seed
+from trainer.round import ANSWERS_AT_ONCE, COMPARISONS_AT_ONCE
 from wire.errors import ConfigError, ServiceError
 from wire.generation import Completion, PolicyVersion, VersionSpan
 from wire.judgement import Verdict
@@ -44,7 +45,7 @@ class World:
 
     @asynccontextmanager
     async def generate(
-        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str], sampling: Any, background: bool
+        self, token_ids: Sequence[int], num: int, *, seed: int, salt: Callable[[], str], sampling: Any, background: Any
     ) -> AsyncIterator[list[asyncio.Future[Completion]]]:
         assert num == 1
         request = {"seed": seed, "salt": salt(), "sampling": sampling, "background": background}
@@ -71,7 +72,7 @@ class World:
         return Completion(0, ids, (-0.5,) * len(ids), prompt % 4 > 0, spans, "http://replica-0")
 
     async def judge(
-        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: bool = False
+        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: Any = None
     ) -> Verdict:
         self.judging += 1
         self.most_judging = max(self.most_judging, self.judging)
@@ -86,7 +87,7 @@ def decode(ids: Sequence[int]) -> str:
     return f"{ids[0]} by {ids[1]} {quality(ids[0], ids[1])}"
 
 
-def contest(world: World, *, judges: Sequence[Any] = (), **changes: Any) -> Contest:
+def contest(world: World, *, judges: Sequence[Any] = (), truth: Any = None, **changes: Any) -> Contest:
     given = {"eval_steps": 10, "response_length": 64, "eval_top_p": 0.9, **changes}
     return Contest(
         RunSettings(device="cpu", **given),
@@ -97,6 +98,7 @@ def contest(world: World, *, judges: Sequence[Any] = (), **changes: Any) -> Cont
         stop_token_ids=(2,),
         version=lambda: world.live,
         say=world.said.append,
+        truth=truth,
     )
 
 
@@ -135,17 +137,17 @@ async def test_answers_are_drawn_as_the_settings_say_in_the_background_and_few_a
     world = World()
     async with contest(world, eval_temperature=0.6) as running:
         await running.meet(tmp_path)
-        assert not any(request["background"] for request in world.requests)
+        assert all(request["background"] is None for request in world.requests)
         initial, world.requests, world.most_writing = world.requests, [], 0
         world.live = PolicyVersion(0, 10)
         running.begin_if_due(10)
         await settled(running)
     assert len(initial) == len(world.requests) == NUM
-    assert all(request["background"] for request in world.requests)
+    assert not any(request["background"].is_set() for request in world.requests)
     assert world.requests[0]["sampling"] == Sampling(64, 0.6, (2,), 0.9)
     assert world.requests[3]["seed"] == hash_seed(42, "eval", 3, "0.10") != initial[3]["seed"]
     assert world.requests[0]["salt"].endswith("-0.10") and initial[0]["salt"].endswith("-0.0")
-    assert world.most_writing == ANSWERS_AT_ONCE and world.most_judging == 2 * VERDICTS_AT_ONCE
+    assert world.most_writing == ANSWERS_AT_ONCE and world.most_judging == 2 * COMPARISONS_AT_ONCE
 
 
 async def test_it_begins_when_it_is_due_and_the_next_is_skipped_while_it_runs(tmp_path: Path) -> None:
@@ -166,6 +168,41 @@ async def test_it_begins_when_it_is_due_and_the_next_is_skipped_while_it_runs(tm
         await settled(running)
         assert running.metrics()["eval/step"] == 40
     assert world.said == [f"evaluation {step} is left out: that of step 10 still runs" for step in (20, 30)]
+
+
+class Full(World):
+    """Training leaves no room at all: only who has lost its patience is served."""
+
+    @asynccontextmanager
+    async def generate(
+        self, *args: Any, background: Any, **order: Any
+    ) -> AsyncIterator[list[asyncio.Future[Completion]]]:
+        if background is not None:
+            await background.wait()
+        async with super().generate(*args, background=background, **order) as futures:
+            yield futures
+
+    async def judge(self, *args: Any, background: Any = None, **order: Any) -> Verdict:
+        await background.wait()
+        return await super().judge(*args, background=background, **order)
+
+
+@pytest.mark.parametrize(("share", "last"), [(1.0, 11), (0.5, 12), (0.25, 24), (0.0, None)])
+async def test_where_training_leaves_no_room_it_ends_within_the_steps_that_its_share_comes_to(
+    tmp_path: Path, share: float, last: int | None
+) -> None:
+    """16 completions and 16 verdicts a step, 40 prompts every 10 steps: 80 verdicts are 5 steps' worth."""
+    world, ended = Full(), list[int]()
+    async with contest(world, eval_share=share, total_episodes=16 * 60) as running:
+        await running.meet(tmp_path)
+        for step in range(10, 40):
+            running.begin_if_due(step)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            if running.metrics().get("eval/step") == 10:
+                ended.append(step - 10)
+    assert ended == [] if last is None else 8 <= ended[0] <= last
+    assert running.last is None or running.last.missing == 0
 
 
 async def test_pushes_go_on_meanwhile_and_the_versions_that_wrote_are_told(tmp_path: Path) -> None:
@@ -231,6 +268,34 @@ async def test_a_second_judge_has_a_word_of_its_own(tmp_path: Path) -> None:
     assert metrics["eval/second_win_rate"] == pytest.approx(1 - counted(10))
     assert metrics["eval/judge_gap"] == pytest.approx(2 * counted(10) - 1)
     assert metrics["eval/second_score"] == pytest.approx(6 - metrics["eval/score"])
+    assert metrics["eval/judge_gap_low"] < metrics["eval/judge_gap"] < metrics["eval/judge_gap_high"]
+
+
+async def test_a_gap_is_that_of_the_prompts_on_which_both_judges_have_a_word(tmp_path: Path) -> None:
+    world, second = World(), World()
+    second.is_missing = lambda responses: responses[0].split()[0] in ("0", "1", "2", "3")
+    world.is_missing = lambda responses: responses[0].split()[0] in ("4", "5")
+    async with contest(world, judges=[second]) as running:
+        await running.meet(tmp_path)
+        world.live = PolicyVersion(0, 10)
+        running.begin_if_due(10)
+        await settled(running)
+        metrics = running.metrics()
+    assert metrics["eval/win_rate"] != metrics["eval/second_win_rate"] and metrics["eval/judge_gap"] == 0
+    assert metrics["eval/judge_gap_low"] < 0 < metrics["eval/judge_gap_high"]
+
+
+async def test_where_the_truth_is_known_it_is_told_of_both_answers(tmp_path: Path) -> None:
+    world = World()
+    async with contest(world, truth=lambda _, text: float(text.split()[-1]) / 2) as running:
+        await running.meet(tmp_path)
+        world.live = PolicyVersion(0, 10)
+        running.begin_if_due(10)
+        await settled(running)
+        metrics = running.metrics()
+    assert metrics["eval/truth"] == pytest.approx(metrics["eval/score"] / 2)
+    assert running.last is not None
+    assert running.last.initial_truth == pytest.approx(sum(quality(prompt, 0) for prompt in range(NUM)) / NUM / 2)
 
 
 async def test_a_resumed_run_has_the_initial_answers_and_asks_nobody_for_them(tmp_path: Path) -> None:

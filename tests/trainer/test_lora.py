@@ -195,7 +195,7 @@ def folder(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> P
     made_policy().save_pretrained(folder / "model")
     words = {str(token): token for token in range(VOCABULARY)}
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words))).save_pretrained(folder / "model")
-    rows = [[s.prompt_ids, s.completion_ids, s.sampled_logprobs, s.advantage] for s in samples]
+    rows = [[s.prompt_ids, [*s.completion_ids], [*s.sampled_logprobs], s.advantage] for s in samples]
     (folder / "samples.json").write_text(json.dumps(rows))
     for world in (1, 2):
         run_ranks("tests.trainer.lora_case", folder, world)

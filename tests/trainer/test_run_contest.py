@@ -45,7 +45,7 @@ class Judge:
         self._scheme = Scheme.of(settings)
 
     async def judge(
-        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: bool = False
+        self, conversation: Any, responses: Sequence[str], seed: int, vote: int = 0, *, background: Any = None
     ) -> Verdict:
         return Verdict(scores=tuple(truth(text) for text in responses), ranking=None)
 
@@ -75,11 +75,11 @@ async def summary_of(settings: RunSettings, standins: StandInFleet) -> dict[str,
     learner = Learner([Rank()], settings)
     await learner.setup("127.0.0.1")
     judge: Any = Judge(settings)
-    unused: Any = SimpleNamespace()
+    unused: Any = SimpleNamespace(num_adopted=0, is_adopted=False)
     async with Fleet(settings, TOKEN) as fleet:
         for url in standins.urls:
             await fleet.add(url)
-        services = Services(learner, fleet, unused, "127.0.0.1", judge, [])
+        services = Services(learner, fleet, unused, "127.0.0.1", judge, unused)
         with open_trace(settings, goes_on=False) as trace:
             run = Run(settings, material, TOKEN, services, print, unused, trace)
             async with Ledger.open(settings, None, print) as ledger:

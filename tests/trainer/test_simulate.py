@@ -97,7 +97,31 @@ def test_evaluating_ten_times_as_often_as_by_default_costs_less_than_3_percent(n
     ]
     without, beside = (run["episodes_per_second"] for run in runs)
     assert beside == pytest.approx(without, rel=0.03)
-    assert runs[0]["evaluations"] == {"finished": 0, "skipped": 0} and runs[1]["evaluations"]["finished"] >= 1
+    assert runs[0]["evaluations"]["finished"] == 0 and runs[1]["evaluations"]["finished"] >= 1
+
+
+SMALL = {"gradient_accumulation_steps": 16, "replicas": 2, "judge_max_num_seqs": 4, "num_eval_prompts": 7}
+FULL = {"generation-bound": "fleet", "judge-bound": "judge"}  # the part that training never leaves idle
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_evaluation_ends_before_the_next_whatever_training_keeps_full_and_costs_less_than_3_percent(
+    name: str,
+) -> None:
+    """32 completions a step, an evaluation every 20: its share is 16 answers, or 8 comparisons of two verdicts."""
+    changes, other, _ = LAYOUTS[name]
+
+    def run(eval_steps: int, eval_share: float) -> dict[str, Any]:
+        settings = settings_of(**{**changes, **SMALL}, max_lag=1, eval_steps=eval_steps, eval_share=eval_share)
+        return simulate(settings, replace(RATES, **other), steps=65)
+
+    without, beside = run(0, 0.0), run(20, 0.025)
+    assert beside["episodes_per_second"] >= 0.97 * without["episodes_per_second"]
+    assert beside["evaluations"]["skipped"] == 0 and len(beside["evaluations"]["steps"]) >= 2
+    assert max(beside["evaluations"]["steps"]) <= 20
+    if name in FULL:
+        assert without["utilisation"][FULL[name]] > 0.98
+        assert run(20, 0.0)["evaluations"]["finished"] == 0  # where all give way, none ends before training does
 
 
 def test_a_deadline_that_is_too_short_ends_the_simulation_as_it_would_the_run() -> None:

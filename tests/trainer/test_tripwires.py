@@ -54,7 +54,7 @@ def test_a_limit_is_written_in_one_way_and_spaces_do_not_count(text: str) -> Non
         ("kl>5>6", "is no limit"),
         ("", "is no limit"),
         (">5", "is no limit"),
-        ("loss>5", "'loss' is not among kl, entropy, length, truncated, missing, logp_gap, judge_gap"),
+        ("loss>5", "'loss' is not among kl, entropy, length, truncated, missing, logp_gap, judge_gap, judge_gap_low"),
         ("kl>much", "'much' is not a number; write kl>VALUE"),
         ("kl>", "'' is not a number"),
         ("kl>nan", "'nan' is not a number"),
@@ -126,7 +126,7 @@ def test_the_defaults_warn_of_every_quantity_and_stop_for_what_no_healthy_run_ha
 def test_every_quantity_but_that_of_the_evaluation_is_a_metric_of_each_step() -> None:
     metrics = step_metrics([group()], StepStats(), kl_coef=0.01, lags=[0], episode=2, eps=1.0, stop_token_ids=())
     known = set(metrics) | set(VerdictRecord(max_unreadable=1.0).drain())
-    assert {quantity.metric for name, quantity in QUANTITIES.items() if name != "judge_gap"} <= known
+    assert {quantity.metric for name, quantity in QUANTITIES.items() if not name.startswith("judge_gap")} <= known
 
 
 def test_a_warning_is_said_once_when_it_begins_and_once_when_it_ends() -> None:
@@ -170,6 +170,16 @@ def test_an_evaluation_beyond_its_limit_stops_the_run_at_once() -> None:
     watched = Watched(stop_at=["judge_gap>0.2"]).look(0.19, None, None, 0.2, metric=GAP)
     with pytest.raises(Tripped, match=r"judge_gap \(eval/judge_gap\) is 0.21, above 0.2 \(stop_at\); look"):
         watched.look(0.21, metric=GAP)
+
+
+def test_by_default_judges_that_surely_part_end_the_run_at_once_and_a_noisy_gap_does_not() -> None:
+    wires = Tripwires(WARN_AT, STOP_AT, lambda _: None)
+    for step in range(10):
+        wires.look(step, {GAP: 0.3, "eval/judge_gap_low": 0.05})  # few prompts: it may be chance
+    with pytest.raises(
+        Tripped, match=r"tripwire judge_gap_low at step 10: judge_gap_low \(eval/judge_gap_low\) is 0.12"
+    ):
+        wires.look(10, {GAP: 0.2, "eval/judge_gap_low": 0.12})
 
 
 def test_an_infinite_value_is_beyond_every_limit_and_can_be_written_down() -> None:
@@ -221,7 +231,7 @@ async def test_a_stop_leaves_a_checkpoint_of_its_step_and_a_summary(
             await checkpoint(version, SimpleNamespace(next_occurrence=4 * step, taken_ahead=()))
         return version
 
-    no_contest: Any = SimpleNamespace(begin_if_due=lambda _: None)
+    no_contest: Any = SimpleNamespace(begin_if_due=lambda _: None, summary=lambda: {"evaluations_skipped": 2})
     monkeypatch.setattr(run, "train", train)
     with pytest.raises(Tripped, match="tripwire kl at step 5"):
         await work._train(unused, unused, journal, no_contest)  # type: ignore[arg-type]
@@ -234,4 +244,4 @@ async def test_a_stop_leaves_a_checkpoint_of_its_step_and_a_summary(
         (2, 6, "warn"), (5, 23, "stop")
     ]  # fmt: skip
     assert summary["stopped"].startswith("tripwire kl at step 5: kl (objective/kl) is 23, above 20")
-    assert summary["seconds"] == {"wait": 1.5}
+    assert summary["seconds"] == {"wait": 1.5} and summary["evaluations_skipped"] == 2

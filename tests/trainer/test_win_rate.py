@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from trainer.win_rate import LENGTH_RIDGE, length_controlled_win_rate, wilson_interval, win_rate
+from trainer.win_rate import LENGTH_RIDGE, length_controlled_win_rate, paired_interval, wilson_interval, win_rate
 
 
 def test_a_draw_counts_half() -> None:
@@ -33,6 +33,31 @@ def test_the_interval_holds_the_truth_in_about_95_of_100_cases(truth: float) -> 
         low, high = wilson_interval(rate, 128)
         hits += low <= truth <= high
     assert 0.93 <= hits / 2000 <= 0.975
+
+
+def test_the_interval_of_a_difference_is_agrestis_and_mins() -> None:
+    """Of 100 pairs 30 to one side, 10 to the other: b' = 30.5, c' = 10.5 of 102, worked out by hand."""
+    differences = [1.0] * 30 + [-1.0] * 10 + [0.0] * 60
+    assert paired_interval(differences) == pytest.approx((0.0791, 0.3131), abs=1e-4)
+
+
+@pytest.mark.parametrize("differences", [[1.0], [0.5] * 4, [0.0] * 3])
+def test_a_few_pairs_that_agree_are_no_certainty(differences: list[float]) -> None:
+    low, high = paired_interval(differences)
+    assert -1 <= low < 0 < high <= 1
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.2])
+@pytest.mark.parametrize("num", [16, 64])
+def test_the_interval_of_a_difference_holds_the_truth_in_about_95_of_100_cases(truth: float, num: int) -> None:
+    """Judges that agree on 70 % of the prompts, and differ by half or by all of a win on the others."""
+    rng, hits = Random(4), 0
+    for _ in range(2000):
+        sizes = [rng.choice((0.5, 1.0)) * (rng.random() < 0.3) for _ in range(num)]
+        signs = [1 if rng.random() < 0.5 + truth / (2 * 0.225) else -1 for _ in range(num)]
+        low, high = paired_interval([size * sign for size, sign in zip(sizes, signs, strict=True)])
+        hits += low <= truth <= high
+    assert 0.93 <= hits / 2000 <= 0.99
 
 
 def sigmoid(value: float) -> float:
