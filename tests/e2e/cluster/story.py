@@ -187,6 +187,7 @@ class Story:
         seen.replacement = self._hosts("rollout", 1, {**seen.first, **seen.third})
         (address,) = seen.replacement.values()
         self._run.wait_for_writer(address, START_S)
+        print(f"{len(self._run.steps())} of {NUM_STEPS} steps under the slow judge", flush=True)
 
     def _end_of_the_run(self) -> None:
         seen, run = self.seen, self._run
