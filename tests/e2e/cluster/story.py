@@ -26,7 +26,7 @@ from tests.e2e.cluster.world import World
 REAL: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "cluster.yaml").read_text())
 SIZES = {"reward": (1, 1), "rollout": (2, 3)}
 TOKEN = "~/.config/disaggregated-rloo/token"
-NUM_STEPS = 45
+NUM_STEPS = 30  # 12 to 20 of them under the slow judge
 START_S = 240.0  # until servers are up that load their libraries all at once on two cores
 SOON_S = 60.0
 BLIP_S = 1.0
