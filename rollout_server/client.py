@@ -27,7 +27,7 @@ from wire.token import auth_headers
 from wire.waits import WAITS, waiting
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-REFUSALS = frozenset({400, 404, 405, 413, 422})  # it lies in the request; 409, 429 and 5xx lie in the replica
+REFUSALS = frozenset({400, 405, 413, 422})  # it lies in the request; 409, 429 and 5xx lie in the replica
 BACKGROUND_AGE = 2**62  # ages from here on: these prompts come after all others, however long they wait
 PIECE_TOKENS = 1024  # a completion comes in pieces of so many tokens; what a lost replica had written is known by them
 
@@ -345,6 +345,8 @@ class RolloutClient:
             async with self._session.post(url, json=request, headers=headers) as reply:
                 if reply.status == 401:
                     raise Unauthorized(f"{replica.url} refuses the token: give both sides the same token_file")
+                if reply.status == 404:
+                    raise RequestRefused(f"{replica.url} has no {PACKED_PATH}: start it with rollout_server.main")
                 if reply.status != 200:
                     problem = f"HTTP {reply.status}: {(await reply.text())[:300]}"
                     if reply.status in REFUSALS:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
 import rollout_server.rooms
@@ -21,6 +22,7 @@ from tests.rollout_server.roster import Roster
 from wire.engine import vllm_environment
 from wire.generation import Completion
 from wire.load import Load
+from wire.pieces import PACKED_PATH
 from wire.process import ServerProcess, free_port
 from wire.token import auth_headers, read_token
 
@@ -89,10 +91,37 @@ async def test_an_overfull_prefill_and_preemption_neither_crash_it_nor_change_wh
     assert num_preemptions(replica, token) > 0
     assert all(len(c.token_ids) == len(c.logprobs) > 0 for c in pressed)
     assert sum(len(c.token_ids) for c in pressed) > 0.8 * NUM_TOKENS * len(pressed)
-    assert len({c.token_ids for c in pressed}) == 2 * NUM_PROMPTS, "no two may be drawn alike"
+    assert len({tuple(c.token_ids) for c in pressed}) == 2 * NUM_PROMPTS, "no two may be drawn alike"
     calm = await write_all(replica, token, at_once=2)
     equal = sum(a.token_ids == b.token_ids for a, b in zip(pressed, calm, strict=True))
     assert equal >= 0.95 * len(calm), f"only {equal} of {len(calm)} are the same with and without pressure"
+
+
+async def test_the_packed_route_gives_what_vllms_own_gives(replica: str, token_file: Path) -> None:
+    """Tokens, log-probs to the last bit of the engine's, how it ended, and who wrote what; and the same refusals."""
+    token, prompt, sampling = read_token(token_file), [5, 6, 7], Sampling(NUM_TOKENS, 1.0, (2,))
+    async with (
+        aiohttp.ClientSession(headers=auth_headers(token)) as session,
+        RolloutClient(Roster(replica), token, sampling, timeout_s=120) as client,
+    ):
+        async with client.generate(prompt, 2, seed=77, salt=lambda: "x") as futures:
+            found = await asyncio.gather(*futures)
+        drawn = {"n": 2, "seed": 77, "max_tokens": NUM_TOKENS, "temperature": 1.0, "top_k": 0, "logprobs": 0}
+        drawn |= {"stop_token_ids": [2], "detokenize": False}
+        body = {"token_ids": prompt, "cache_salt": "x", "sampling_params": drawn}
+        async with session.post(f"{replica}/inference/v1/generate", json=body) as reply:
+            choices = sorted((await reply.json())["choices"], key=lambda choice: int(choice["index"]))
+        refused = body | {"sampling_params": drawn | {"max_tokens": 10**6}}
+        statuses = []
+        for path in ("/inference/v1/generate", PACKED_PATH):
+            async with session.post(replica + path, json=refused) as reply:
+                statuses.append((reply.status, "max_tokens" in await reply.text()))
+    for completion, choice in zip(found, choices, strict=True):
+        assert [*completion.token_ids] == choice["token_ids"]
+        assert [*completion.logprobs] == [token["logprob"] for token in choice["logprobs"]["content"]]
+        assert completion.finished == (choice["finish_reason"] == "stop")
+        assert [msgspec.to_builtins(span) for span in completion.versions] == choice["weight_versions"]
+    assert statuses[0] == statuses[1] and statuses[0][0] == 400
 
 
 MOST = 32  # completions in flight at first; the cache holds four to eight, by how far they are

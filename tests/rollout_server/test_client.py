@@ -482,6 +482,13 @@ async def test_what_is_known_is_not_asked_for(replicas) -> None:
         assert len(replicas[0].bodies) == 2
 
 
+async def test_a_stock_server_is_told_from_a_replica(replicas) -> None:
+    replicas[0].scripts = [404]
+    async with client(replicas[0], timeout_s=600.0) as rollouts, asyncio.timeout(5.0):
+        with pytest.raises(RequestRefused, match="has no /inference/v1/packed: start it with"):
+            await ask(rollouts)
+
+
 async def test_what_one_replica_refuses_another_may_write(replicas) -> None:
     replicas[0].scripts = [400]
     async with client(*replicas) as rollouts:
