@@ -20,7 +20,7 @@ from reward_server.startup import GenrmProcess, Startup
 from wire.address import NODE
 from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
-from wire.placement import Room, at_node
+from wire.placement import Room, at_node, working_in
 from wire.signals import kept_handlers
 
 BEGIN_TIMEOUT_S = 60.0  # the actor's process starts and imports
@@ -140,18 +140,12 @@ def join(ray_address: str) -> None:
     Raises:
         ConfigError: no cluster answers there.
     """
-    folder = os.getcwd()
-
-    def work_there() -> None:
-        with suppress(OSError):  # a host without it works where its `ray start` was
-            os.chdir(folder)
-
     if ray.is_initialized():
         return
     try:
         ray.init(
             address=ray_address,
-            runtime_env={"worker_process_setup_hook": work_there},
+            runtime_env={"worker_process_setup_hook": working_in(os.getcwd())},
             log_to_driver=False,
             logging_level=logging.ERROR,
             ignore_reinit_error=True,

@@ -19,7 +19,7 @@ from wire.errors import ConfigError, ServiceError
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyHub]:
     (tmp_path / "repository").mkdir()
     for name in ("config.json", "model.safetensors"):
-        (tmp_path / "repository" / name).write_text("{}")
+        (tmp_path / "repository" / name).write_text(f"{{}} {name}")  # equal files would be fetched once
     with serving(ToyHub(tmp_path / "repository")) as found:
         for name in [name for name in os.environ if name.startswith("HF_")]:
             monkeypatch.delenv(name)
