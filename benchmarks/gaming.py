@@ -38,7 +38,7 @@ SETUP = [
     *("--judge_check", "false", "--judge_pairing", "single", "--replicas", "1", "--save_steps", "0"),
     # Steps so large, and a rate so low, that an evaluation is over within a few of them, as it is in a real run.
     # Without a price for length the policy would first learn to have the word by talking on.
-    *("--gradient_accumulation_steps", "16", "--learning_rate", "3e-4"),
+    *("--gradient_accumulation_steps", "16", "--learning_rate", "2e-4"),
     *("--overlong_weight", "2", "--overlong_cache", "8"),
     # 64 comparisons every 2 steps are far more than the default share of so small a run.
     *("--eval_share", "1"),

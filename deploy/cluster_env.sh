@@ -16,6 +16,8 @@ export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=500
 export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
 export AUTOSCALER_UPDATE_INTERVAL_S=1
+# `ray job stop` kills what has not ended by then: a run writes a checkpoint and ends its parts first. Ray's own is 3 s.
+export RAY_JOB_STOP_WAIT_TIME_S=300
 unset _root
 
 ulimit -n 65536 2> /dev/null || true  # Ray and vLLM hold many sockets; a host may allow fewer

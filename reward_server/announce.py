@@ -17,13 +17,15 @@ PROBE_TIMEOUT_S = 5.0
 
 def facts_of(settings: RewardSettings) -> Facts:
     """What a run and a service must have in common."""
-    return {name: getattr(settings, name) for name in ("judge_model_name_or_path", "judge_dialect", "deterministic")}
+    names = ("judge_model_name_or_path", "judge_revision", "judge_dialect", "deterministic")
+    return {name: getattr(settings, name) for name in names}
 
 
 @contextmanager
 def announced(settings: RewardSettings, url: str) -> Iterator[None]:
-    """The service at `url` is in the registry while the context is open, where `ray_address` names a cluster."""
-    if not settings.ray_address:
+    """The service at `url` is in the registry while the context is open, where `ray_address` names a cluster, and
+    unless `reward_announce` is off."""
+    if not settings.ray_address or not settings.reward_announce:
         yield
         return
     from wire import placement

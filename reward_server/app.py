@@ -28,9 +28,10 @@ from pydantic import BaseModel, Field
 from reward_server.config import RewardSettings
 from reward_server.group import judge_group
 from reward_server.instruments import Instruments
-from reward_server.pool import Pool
+from reward_server.pool import Pool, Server
 from reward_server.prefix_cache import hit_share
 from reward_server.scheme import Scheme
+from reward_server.startup import Startup
 from wire.errors import ConfigError, ServiceError
 from wire.judgement import GroupRequest, GroupVerdict, JudgementRequest, Message, Verdict
 from wire.token import TokenMiddleware
@@ -66,6 +67,10 @@ class Started(Protocol):
 
     def owns(self, url: str) -> bool:
         """Whether the server at `url` is one of them."""
+
+    @property
+    def unplaced(self) -> list[tuple[str, Startup]]:
+        """Names of those that have no node yet, and what they wait for."""
 
 
 class ServerUrl(BaseModel):
@@ -203,6 +208,7 @@ def _given(text: str) -> asyncio.Future[str | None]:
 def _info(settings: RewardSettings) -> dict[str, Any]:
     return {
         "model": settings.judge_model_name_or_path,
+        "revision": settings.judge_revision,
         "dialect": settings.judge_dialect,
         "principle": settings.judge_principle,
         "pairing": settings.judge_pairing,
@@ -227,18 +233,33 @@ def _pool_state(pool: Pool, started: Started) -> dict[str, Any]:
         "queue_depth": pool.num_waiting,
         "prefix_cache_hit_share": hit_share([server.cache for server in pool.servers]),
         "servers": [
-            {
-                "url": server.url,
-                "state": server.state,
-                "started": started.owns(server.url),
-                "in_flight": server.in_flight,
-                "room": server.room.size,
-                "answers": server.answers,
-                "losses": server.losses,
-            }
-            for server in pool.servers
+            *(_row(server, started.owns(server.url)) for server in pool.servers),
+            *(_unplaced_row(name, startup) for name, startup in started.unplaced),
         ],
     }
+
+
+def _row(server: Server, is_started: bool) -> dict[str, Any]:
+    counts = {
+        "in_flight": server.in_flight,
+        "room": server.room.size,
+        "answers": server.answers,
+        "losses": server.losses,
+    }
+    return {"url": server.url, "state": server.state, "started": is_started} | counts | _start(server.startup)
+
+
+def _unplaced_row(name: str, startup: Startup) -> dict[str, Any]:
+    """A server of the service's own that has no URL yet."""
+    counts = dict.fromkeys(("in_flight", "room", "answers", "losses"), 0)
+    return {"url": name, "state": "starting", "started": True} | counts | _start(startup)
+
+
+def _start(startup: Startup | None) -> dict[str, Any]:
+    """What a server does until it answers, and how many seconds its files and its loading took."""
+    if startup is None:
+        return {"doing": "", "fetch_s": None, "load_s": None}
+    return {"doing": startup.doing, "fetch_s": startup.fetch_s, "load_s": startup.load_s}
 
 
 async def _unless_abandoned(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -20,9 +20,20 @@ class RewardSettings(ServiceSettings):
     )
     reward_port: int = field(default=0, metadata={"help": "TCP port of the scoring API; 0: a free one."})
 
+    reward_announce: bool = field(
+        default=True,
+        metadata={"help": "With ray_address, tell the cluster of this service, so that runs there find it."},
+    )
+
     judge_model_name_or_path: str = field(
         default="nvidia/Llama-3_3-Nemotron-Super-49B-GenRM-Multilingual",
         metadata={"help": "The judge: folder or Hub id."},
+    )
+    judge_revision: str | None = field(
+        default=None, metadata={"help": "The judge's branch, tag or commit on the Hub; None: its main branch."}
+    )
+    judge_fetch_stall_s: float = field(
+        default=300.0, metadata={"help": "Fetching the judge's files is given up where nothing came for so long."}
     )
     judge_dialect: str = field(
         default="boxed",
@@ -127,7 +138,7 @@ class RewardSettings(ServiceSettings):
         for name, url in [("reward_url", self.reward_url), *(("judge_urls", url) for url in self.judge_urls)]:
             if url is not None and not url.startswith(("http://", "https://")):
                 raise ConfigError(f"{name} {url!r} must start with http:// or https://")
-        for name in ("judge_timeout_s", "judge_health_timeout_s"):
+        for name in ("judge_timeout_s", "judge_health_timeout_s", "judge_fetch_stall_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be positive")
         if not self.judge_temperature >= 0:

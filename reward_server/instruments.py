@@ -91,7 +91,14 @@ class _PoolGauges(Collector):
             in_flight.add_metric([server.url], server.in_flight)
             room.add_metric([server.url], server.room.size)
             ready.add_metric([server.url], server.state == "ready")
-        gauges = [waiting, lost, in_flight, room, ready]
+        fetch = GaugeMetricFamily("reward_server_fetch_seconds", "Until the files were here.", labels=["server"])
+        load = GaugeMetricFamily("reward_server_load_seconds", "From then to the first answer.", labels=["server"])
+        for server in servers:
+            startup = server.startup
+            if startup is not None and startup.fetch_s is not None and startup.load_s is not None:
+                fetch.add_metric([server.url], startup.fetch_s)
+                load.add_metric([server.url], startup.load_s)
+        gauges = [waiting, lost, in_flight, room, ready, fetch, load]
         hits = hit_share([server.cache for server in servers])
         if hits is not None:
             gauges.append(GaugeMetricFamily("reward_prefix_cache_hit_share", "Of the judges' prompts.", value=hits))

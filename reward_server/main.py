@@ -1,6 +1,7 @@
 """`python -m reward_server.main --config FILE`: start GenRM servers under vLLM and serve the scoring API before them.
 
-The API is open at once, /health answers 503 until a GenRM does, and then one line with the URL is printed. SIGINT or
+A judge on the Hub is fetched first, which is told as it goes on. The API is open at once, /health answers 503 until a
+GenRM does, and then one line with the URL is printed. SIGINT or
 SIGTERM ends all that was started. A GenRM server that ends is started again. One that never answered, or that dies
 again and again, is given up; when no other is left the service ends with its last words on stderr, exit code 1.
 """
@@ -12,6 +13,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -23,16 +25,19 @@ from fastapi import FastAPI
 from reward_server.announce import announced
 from reward_server.app import build_app
 from reward_server.config import RewardSettings
+from reward_server.fetch_teller import teller_for
 from reward_server.genrm import check_genrm, genrm_process
 from reward_server.instruments import Instruments
 from reward_server.judge import Judge
 from reward_server.peer import open_session
 from reward_server.pool import Pool
+from reward_server.remote import Host, Say
 from reward_server.started import StartedServers
+from reward_server.startup import GenrmProcess
 from wire.address import settled
 from wire.errors import ConfigError, ServiceError
 from wire.ports import bound_in_range
-from wire.process import ServerProcess, url_of
+from wire.process import url_of
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -77,7 +82,8 @@ async def serve(
     settings: RewardSettings,
     token: str,
     listener: socket.socket,
-    make: Callable[[RewardSettings, int], ServerProcess] = genrm_process,
+    make: Callable[[RewardSettings, int], GenrmProcess] = genrm_process,
+    place: Callable[[int, Say], Host] | None = None,
 ) -> None:
     """Run the pool of GenRM servers and the API until a signal comes; what was started is ended on the way out.
 
@@ -85,10 +91,11 @@ async def serve(
         settings: the service's.
         token: the access token.
         listener: the API's socket, see `listen`.
-        make: makes the process of GenRM server `index`.
+        make: makes the process of GenRM server `index` on this host.
+        place: makes the host of one beyond `judge_servers` in the cluster, where there is one.
 
     Raises:
-        ConfigError: the host has no room for `judge_servers`.
+        ConfigError: the host has no room for `judge_servers`, or the judge cannot be fetched.
         ServiceError: the last GenRM server died too often, or none answered within `startup_timeout_s`.
     """
     stop = _stop_event()
@@ -103,7 +110,7 @@ async def serve(
         ) as pool,
     ):
         instruments = Instruments(pool)
-        started = StartedServers(settings, pool, make)
+        started = StartedServers(settings, pool, make, place)
         app = build_app(settings, Judge(pool, settings, instruments), pool, started, instruments, token)
         try:
             for url in settings.judge_urls:
@@ -143,9 +150,14 @@ async def _api(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
 
 
 async def _until_ready(settings: RewardSettings, pool: Pool, started: StartedServers, stop: asyncio.Event) -> bool:
-    """Wait until a GenRM answers; False where a signal came first."""
+    """Wait until a GenRM answers; False where a signal came first. Fetching the judge has a deadline of its own."""
     end = time.monotonic() + settings.startup_timeout_s
+    teller = teller_for(sys.stdout, settings.judge_model_name_or_path)
     while not pool.num_ready:
+        if (fetch := started.fetch) is not None:
+            teller.tell(fetch)
+            if fetch.is_under_way:
+                end = time.monotonic() + settings.startup_timeout_s
         if time.monotonic() > end:
             servers = ", ".join(f"{server.url} ({server.state})" for server in pool.servers)
             raise ServiceError(
@@ -167,6 +179,17 @@ async def _stopped(started: StartedServers, stop: asyncio.Event) -> bool:
         return False
 
 
+def cluster_places(settings: RewardSettings) -> Callable[[int, Say], Host] | None:
+    """Places for further GenRM servers in the cluster at `ray_address`; None where none is named."""
+
+    def place(index: int, say: Say) -> Host:
+        from reward_server.genrm_placement import PlacedGenrm  # Ray is not imported before it is needed
+
+        return PlacedGenrm(settings, index, say)
+
+    return place if settings.ray_address else None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, serve. `argv` is the process's own by default."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -179,11 +202,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with (
-        settled(settings, announces=True) as settings,
+        settled(settings, announces=settings.reward_announce) as settings,
         listen(settings) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(serve(settings, token, listener))
+        runner.run(serve(settings, token, listener, place=cluster_places(settings)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reward_server.config import RewardSettings
+from reward_server.fetch_state import FetchState
 from reward_server.service import STOP_GRACE_S, service_flags, service_process
+from reward_server.weights import Weights
 from wire.claim import Claim, Owner
 from wire.engine import resolve_device
 from wire.hosted import HostedServer
@@ -21,6 +23,7 @@ class RewardHost(HostedServer):
     """The actor of the service; it makes the process on the node where it will run, so that its port is that node's."""
 
     def __init__(self, settings: RewardSettings, identity: Identity, index: int, owner: Owner) -> None:
+        self._weights = Weights(settings)
         super().__init__(
             lambda: service_process(at_node(settings)),
             identity,
@@ -29,6 +32,15 @@ class RewardHost(HostedServer):
             startup_timeout_s=settings.startup_timeout_s,
             grace_s=STOP_GRACE_S,
         )
+
+    def fetch(self, life: str) -> FetchState | None:
+        """How far the judge's files are, begun with the first call: before `start`, whose deadline is for loading."""
+        self._claim.renew(life)
+        return self._weights.look()
+
+    def _end(self) -> None:
+        self._weights.stop()
+        super()._end()
 
 
 def reward_plan(settings: RewardSettings) -> Plan:

@@ -28,6 +28,7 @@ from reward_server.figures import read_figures
 from reward_server.peer import FIRST_PAUSE_S, LONGEST_PAUSE_S, Call, Peer, Reply, busy_pause
 from reward_server.prefix_cache import PrefixCache
 from reward_server.seeds import derived_seed
+from reward_server.startup import Startup
 from wire.errors import ServiceError
 from wire.load import LOOK_INTERVAL_S, Load, Room
 
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class Server:
     """One GenRM server of the pool. `room` is how many calls it gets at once; `last_sign` is when it last answered
-    anything, in seconds of the loop's clock."""
+    anything, in seconds of the loop's clock; `startup` is None where somebody else has started it."""
 
     peer: Peer
     room: Room
@@ -55,6 +56,7 @@ class Server:
     answers: int = 0
     losses: int = 0
     last_sign: float = 0.0
+    startup: Startup | None = None
     cache: PrefixCache = field(default_factory=PrefixCache)
     scopes: set[asyncio.Timeout] = field(default_factory=set)
 
@@ -166,6 +168,10 @@ class Pool:
             self._watches[url] = asyncio.create_task(self._follow(server), name=f"watch {url}")
         elif known.state == "leaving":
             self._set_state(known, "starting")
+
+    def note_startup(self, url: str, startup: Startup) -> None:
+        """How the start of a server goes that is here."""
+        self._servers[url.rstrip("/")].startup = startup
 
     async def remove(self, url: str, deadline_s: float) -> None:
         """Let a server go: it gets no more calls, and has `deadline_s` seconds to answer those it has.

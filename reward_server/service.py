@@ -8,12 +8,15 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
+from reward_server.fetch_wait import until_fetched
 from reward_server.genrm import check_genrm
 from reward_server.scheme import Scheme
+from reward_server.weights import Weights
 from wire.address import settled
 from wire.process import ServerProcess, free_port, url_of
 from wire.token import read_or_create_token, read_token
@@ -36,7 +39,8 @@ def service_flags(settings: RewardSettings) -> list[str]:
 
 def service_process(settings: RewardSettings) -> ServerProcess:
     """The service's process on this host, not yet started. Its log is `reward.log` in `log_dir`."""
-    settings = replace(settings, ray_address=None)  # who asked for it knows its address, and Ray is no concern of its
+    # Who asked for it knows its address; it asks the cluster only for room for further GenRM servers.
+    settings = replace(settings, reward_announce=False)
     port = settings.reward_port or free_port(settings.bind_address, settings.port_range)
     command = [sys.executable, "-m", "reward_server.main", *service_flags(settings), "--reward_port", str(port)]
     log, advice = Path(settings.log_dir) / "reward.log", "see judge-0.log beside reward.log"
@@ -60,13 +64,16 @@ async def reward_client(settings: RewardSettings) -> AsyncIterator[RewardClient]
     token = read_or_create_token(settings.token_file)
     with settled(settings) as here:
         process = service_process(here)
+        weights = Weights(here)
         print(f"starting a reward service; its log: {process.log_path}", flush=True)
         try:
+            await until_fetched(partial(asyncio.to_thread, weights.look), settings.judge_model_name_or_path, print)
             process.start()
             await asyncio.to_thread(process.wait_healthy, settings.startup_timeout_s + CLIENT_MARGIN_S)
             async with _client(settings, process.url, token) as client:
                 yield client
         finally:
+            weights.stop()
             process.stop(STOP_GRACE_S)
 
 

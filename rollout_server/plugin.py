@@ -7,27 +7,47 @@ worker. It may be called more than once.
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
+import signal
 import time
 from typing import Any
 
 from rollout_server.rendezvous import listen_on_named_host_only
 from rollout_server.worker_answers import read_every_answer
+from wire.leash import signal_at_parents_end
 
 SPIN_S = 0.001
 
 
 def register() -> None:
-    """Register our weight-transfer engines, keep rendezvous sockets off the public interfaces, let a replica of several
-    workers live through a failed update, and on a CPU wait without spinning."""
+    """Register our weight-transfer engines, keep rendezvous sockets off the public interfaces, end engine and workers
+    with the server, let a replica of several workers live through a failed update, and on a CPU wait without spinning.
+    """
     from vllm.platforms import current_platform
 
     from rollout_server.transfer import register_worker_engines
 
+    end_with_the_server()
     listen_on_named_host_only()
     read_every_answer()
     if current_platform.is_cpu():
         wait_without_spinning()
     register_worker_engines()
+
+
+def end_with_the_server() -> None:
+    """In a process that a server has started: end when that one ends, also where it is killed.
+
+    vLLM's engine does not notice: it would wait for requests for ever, and hold its memory. Ray kills what an actor has
+    started when it loses the actor's node or the actor, and only that: the server and not what is behind it.
+    """
+    server = multiprocessing.parent_process()
+    if server is None:
+        return
+    signal_at_parents_end(signal.SIGKILL)
+    if not server.is_alive():  # it ended before the signal was set
+        os._exit(1)
 
 
 def wait_without_spinning() -> None:

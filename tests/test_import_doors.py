@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("wire", "rollout_server", "reward_server", "trainer")
 
 DOORS = {
-    "ray": {"wire/placement.py", "trainer/placement.py"},
+    "ray": {"wire/placement.py", "reward_server/genrm_placement.py", "trainer/placement.py"},
     "deepspeed": {"trainer/learner.py", "trainer/publish.py", "trainer/checkpoint.py"},
     "vllm": {
         "rollout_server/plugin.py",
@@ -26,6 +26,7 @@ DOORS = {
         "trainer/publish.py",
     },
     "peft": {"trainer/lora.py"},
+    "huggingface_hub": {"reward_server/hub.py"},
     "deploy": set[str](),
 }
 MAY_IMPORT = {

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from reward_server.answers import answer_of
 from rollout_server.client import RolloutClient, Sampling
 from rollout_server.config import RolloutSettings
 from trainer.answer_files import FORMS, Answer, Question, Writer, read_questions, write_answers
+from trainer.bar import progress_bar
 from trainer.config import RunSettings
 from trainer.environment import prepare_embedded_ray
 from trainer.first_done import first_done
@@ -153,7 +152,7 @@ class Answers:
             ServiceError: a question was not answered.
         """
         num_turns = sum(1 + len(question.later) for question in self._questions)
-        with tqdm(total=num_turns, desc="answers", unit="turn", mininterval=1.0) as bar:
+        with progress_bar(total=num_turns, desc="answers", unit="turn", mininterval=1.0) as bar:
             tasks = []
             for number, question in enumerate(self._questions):
                 with waiter(f"question {number}"):

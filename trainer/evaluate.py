@@ -11,8 +11,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
+from trainer.bar import progress_bar
 from trainer.collect import Collector, Judged
 from trainer.pipeline import IN_THE_MAKING
 from trainer.prompts import Prompt
@@ -60,7 +59,7 @@ async def evaluate_held_out(
     num = 0
     tasks = [_begun(collector, prompt) for prompt in prompts]
     try:
-        with tqdm(total=len(tasks), desc=title, unit="prompt", leave=False, mininterval=1.0) as bar:
+        with progress_bar(total=len(tasks), desc=title, unit="prompt", leave=False, mininterval=1.0) as bar:
             for prompt, task in zip(prompts, tasks, strict=True):
                 with waiting(_name(prompt), IN_THE_MAKING):
                     judged = await task

@@ -17,8 +17,8 @@ from typing import Any, Self
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
+from trainer.bar import progress_bar
 from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.metrics import step_metrics
@@ -84,7 +84,7 @@ class Journal:
         self._step_seconds: dict[str, float] = {}
         self._scores: list[float] = []
         self._last: dict[str, float] = {}
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=settings.num_steps * settings.completions_per_step,
             initial=first_step * settings.completions_per_step,
             unit="ep",

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from reward_server.announce import choose, facts_of
 from reward_server.config import RewardSettings
+from reward_server.fetch_state import FetchState
+from reward_server.fetch_wait import until_fetched
 from reward_server.placement import KIND, reward_plan
 from wire.claim import Owner
 from wire.errors import ConfigError, ServiceError
@@ -120,8 +122,14 @@ class JudgeService:
         self._say(f"ready: {url}")
         return url
 
+    async def _files(self) -> FetchState | None:
+        assert self._host is not None
+        state: FetchState | None = await self._host.ask("fetch")
+        return state
+
     async def _answer(self) -> str:
         assert self._host is not None
+        await until_fetched(self._files, self._settings.judge_model_name_or_path, self._say)
         deadline_s = self._settings.startup_timeout_s + PLACE_MARGIN_S
         try:
             with waiting("judge", STARTS):

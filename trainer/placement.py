@@ -17,6 +17,7 @@ from wire.claim import Owner
 from wire.engine import resolve_device
 from wire.errors import ServiceError
 from wire.placement import RayCluster, Room, at_node, joined_cluster
+from wire.signals import kept_handlers
 
 OBJECT_STORE_BYTES = 256 * 2**20  # batches and texts; weights never pass through it
 MAX_REPLICAS = 1024  # of an embedded cluster: GPUs and memory are its real limits
@@ -45,15 +46,16 @@ def ray_cluster(settings: RunSettings) -> Iterator[Owner]:
 
 
 def _start_embedded(settings: RunSettings) -> None:
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=max(os.cpu_count() or 1, settings.num_learner_ranks),
-        resources={"rollout": MAX_REPLICAS, "reward": 1, "learner": settings.num_learner_ranks},
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with kept_handlers():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=max(os.cpu_count() or 1, settings.num_learner_ranks),
+            resources={"rollout": MAX_REPLICAS, "reward": 1, "learner": settings.num_learner_ranks},
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 async def place_learner(settings: RunSettings, say: Callable[[str], None]) -> tuple[list[Any], str]:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
+from trainer.bar import progress_bar
 from trainer.dataset import Conversation
 from wire.errors import ConfigError
 
@@ -62,7 +61,7 @@ class PromptRenderer:
         """
         prompts: list[Prompt] = []
         dropped = 0
-        for conversation in tqdm(conversations, desc=title, unit="prompt", leave=False, mininterval=1.0):
+        for conversation in progress_bar(conversations, desc=title, unit="prompt", leave=False, mininterval=1.0):
             ids = self.render(conversation)
             if len(ids) > self._max_length:
                 dropped += 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.client import RewardClient
+from reward_server.scale import ADDRESS_FILE as REWARD_ADDRESS_FILE
 from reward_server.scheme import Scheme
 from reward_server.service import CLIENT_MARGIN_S
 from rollout_server.control import ControlApi, served
@@ -83,6 +84,7 @@ class Services(Writers):
         found = {
             "judge/queue_depth": self.judge_info.get("queue_depth"),
             "judge/prefix_cache_hits": self.judge_info.get("prefix_cache_hit_share"),
+            "judge/servers": sum(server["state"] == "ready" for server in self.judge_info.get("servers", ())),
         }
         return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -122,7 +124,8 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
         reward_url, *_ = await _all_or_none(judge_service.start(), *_starts(writers, settings, say))
         api = ControlApi(fleet, replicas, token)
         fleet_url = await stack.enter_async_context(served(api, at_node(settings)))
-        stack.enter_context(_announced(fleet_url, Path(settings.output_dir)))
+        stack.enter_context(_announced(fleet_url, Path(settings.output_dir) / ADDRESS_FILE))
+        stack.enter_context(_announced(reward_url, Path(settings.output_dir) / REWARD_ADDRESS_FILE))
         say(f"fleet: {fleet_url}")
         judge = await stack.enter_async_context(
             RewardClient(
@@ -210,10 +213,9 @@ async def second_judges(settings: RunSettings, token: str) -> AsyncIterator[list
 
 
 @contextmanager
-def _announced(fleet_url: str, output_dir: Path) -> Iterator[None]:
-    """Name the fleet's address in the run's folder while the context is open."""
-    path = output_dir / ADDRESS_FILE
-    path.write_text(fleet_url + "\n")
+def _announced(url: str, path: Path) -> Iterator[None]:
+    """Name an address in the run's folder while the context is open."""
+    path.write_text(url + "\n")
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from trainer.bar import progress_bar
 from trainer.collect import Collector
 from trainer.config import RunSettings
 from trainer.contest import Contest
@@ -103,7 +104,9 @@ class _Simulation:
                 async with self._contest_over(rollouts) as contest:
                     await contest.meet()
                     self._mark()
-                    with tqdm(total=settings.num_steps, desc="simulation", unit="step", leave=False) as self._bar:
+                    with progress_bar(
+                        total=settings.num_steps, desc="simulation", unit="step", leave=False
+                    ) as self._bar:
                         await self._train(collector, contest)
                     steps = self._evaluated_within
                     self._evaluations = {"finished": len(steps), "skipped": contest.num_skipped, "steps": steps}

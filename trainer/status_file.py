@@ -205,7 +205,7 @@ class StatusFile:
             "queue_depth": info.get("queue_depth"),
             "age_s": now - self._judge_info[0],
             "servers": [
-                {name: server.get(name) for name in ("url", "state", "in_flight", "answers", "losses")}
+                {name: server.get(name) for name in ("url", "state", "in_flight", "answers", "losses", "doing")}
                 | {"answers_per_s": rates[server["url"]].per_s if server["url"] in rates else None}
                 for server in info.get("servers", ())
             ],

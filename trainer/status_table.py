@@ -23,7 +23,7 @@ def lines(state: Mapping[str, Any], width: int) -> list[str]:
         _waits(state["waits"], width),
         [*_queue(state["queue"]), *_learner(state["learner"])],
         _replicas(state["replicas"], width),
-        _judge(state["judge"]),
+        _judge(state["judge"], width),
         _said(state["said"], width),
     ]
     found = [line for part in parts if part for line in (*part, "")][:-1]
@@ -68,17 +68,20 @@ def _replicas(replicas: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     return [head, *rows, *_rest(replicas)]
 
 
-def _judge(judge: Mapping[str, Any]) -> list[str]:
+def _judge(judge: Mapping[str, Any], width: int) -> list[str]:
     if judge["url"] is None:
         return ["JUDGE      not up yet"]
     age = f", as of {duration(judge['age_s'])} ago" if judge["age_s"] and judge["age_s"] > 15 else ""
     title = f"JUDGE {judge['url']}, {_number(judge['queue_depth'])} calls wait there{age}"
     head = f"{'GENRM SERVER':<{URL_WIDTH}} {'STATE':<9} {'IN FLIGHT':>10} {'ANSWERS':>9} {'ANSWERS/S':>9} {'LOSSES':>8}"
-    rows = [
-        f"{_cut(row['url'], URL_WIDTH):<{URL_WIDTH}} {row['state']:<9} {_number(row['in_flight']):>10} "
-        f"{_number(row['answers']):>9} {_number(row['answers_per_s'], 2):>9} {_number(row['losses']):>8}"
-        for row in _trouble_first(judge["servers"])[:MOST_ROWS]
-    ]
+    rows: list[str] = []
+    for row in _trouble_first(judge["servers"])[:MOST_ROWS]:
+        rows.append(
+            f"{_cut(row['url'], URL_WIDTH):<{URL_WIDTH}} {row['state']:<9} {_number(row['in_flight']):>10} "
+            f"{_number(row['answers']):>9} {_number(row['answers_per_s'], 2):>9} {_number(row['losses']):>8}"
+        )
+        if row.get("doing") and row["state"] == "starting":
+            rows += _wrapped(row["doing"], width, "    ")
     return [title, head, *rows, *_rest(judge["servers"])]
 
 

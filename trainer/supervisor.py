@@ -93,6 +93,8 @@ class Supervised:
 
 def main() -> None:
     """Wait for the driver's end, then end the rest."""
+    # `ray job stop` signals every child of the driver at once, and this one still has its work before it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdin.buffer.read()
     end_processes(sys.argv[1])
 

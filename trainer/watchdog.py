@@ -22,6 +22,7 @@ from typing import Self
 
 from reward_server.asking import DOES_NOT_ANSWER, QUEUE_IS_FULL
 from reward_server.client import HAS_NO_CONNECTION
+from reward_server.fetch_wait import FETCHES
 from rollout_server.fleet import DRIVER, FLEET, HAS_TOO_FEW
 from rollout_server.started import STARTS
 from trainer.chains import Chains, described
@@ -37,7 +38,7 @@ NAMED = 3  # peers of other waits in the same line
 IDLE = frozenset({QUEUE_IS_FULL, DOES_NOT_ANSWER, HAS_NO_CONNECTION})  # reasons of who does no work
 WAITERS = ("group ", "held-out ", "evaluation ", FLEET)  # peers that wait themselves
 # Of the driver's waits those with a deadline of their own that may be longer: starts, files, replicas that are away.
-BOUNDED = frozenset({STARTS, PLACES_LEARNER, REASONS["setup"], LOADS, SAVES, SYNCS, EXPORTS, HAS_TOO_FEW})
+BOUNDED = frozenset({STARTS, FETCHES, PLACES_LEARNER, REASONS["setup"], LOADS, SAVES, SYNCS, EXPORTS, HAS_TOO_FEW})
 
 
 class Watchdog:

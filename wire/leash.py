@@ -15,10 +15,15 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
+def signal_at_parents_end(sign: signal.Signals) -> None:
+    """This process gets `sign` when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, sign)
+
+
 def main() -> None:
     """Set the signal, make sure that the parent still lives, and become the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_at_parents_end(signal.SIGTERM)
     if os.getppid() != parent:  # it ended before the signal was set
         sys.exit(1)
     try:

@@ -7,6 +7,7 @@ A service that knows no `ray_address` never comes here, and Ray is not imported.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from wire.hosting import Plan
 from wire.registry import Facts, Registry
 from wire.room import Needs, until_found
 from wire.settings import Settings
+from wire.signals import kept_handlers
 
 REGISTRY, NAMESPACE = "rlhf-registry", "rlhf"
 REGISTRY_TIMEOUT_S = 20.0  # the first call starts it
@@ -32,19 +34,37 @@ REGISTRY_TIMEOUT_S = 20.0  # the first call starts it
 
 @contextmanager
 def joined_cluster(ray_address: str) -> Iterator[None]:
-    """Be a member of the cluster at `ray_address` while the context is open.
+    """Be a member of the cluster at `ray_address` while the context is open. What is placed there works in a folder of
+    the same path as this process's, so that a relative path means the same everywhere; where a host has none, in the
+    one that its `ray start` had.
 
     Raises:
         ConfigError: no cluster answers there.
     """
     try:
-        ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
+        with kept_handlers():
+            ray.init(
+                address=ray_address,
+                runtime_env={"worker_process_setup_hook": working_in(os.getcwd())},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(f"ray_address {ray_address!r}: {error}; start Ray there with `ray start --head`") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def working_in(path: str) -> Callable[[], None]:
+    """What a process calls to work in this folder; nothing happens where its host has none of this path."""
+
+    def change() -> None:
+        with suppress(OSError):
+            os.chdir(path)
+
+    return change
 
 
 def at_node(settings: Settings) -> Settings:

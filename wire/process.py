@@ -7,6 +7,7 @@ Ctrl-C in a terminal reaches the program that decides in which order things stop
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import re
 import signal
@@ -103,7 +104,7 @@ class ServerProcess:
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=timeout_s) as reply:
                 return bool(reply.status == 200)
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, OSError, http.client.HTTPException):  # the last: something else has the port
             return False
 
     def wait_healthy(self, deadline_s: float) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+import reward_server.fetch_wait
 import rollout_server.scale
 import rollout_server.started
 import trainer.judge_service
 import trainer.ranks
 import wire.estate
 import wire.hosting
+from reward_server.fetch_wait import until_fetched
 from rollout_server.membership import Membership, Replica, State
 from rollout_server.started import Host, StartedReplicas
 from tests.contract.silence import DEADLINE_S, SilentActor, SilentCluster, in_time, public_calls
@@ -230,6 +232,13 @@ async def test_a_renewal_that_is_not_answered_does_not_keep_the_next_from_being_
         while actor.host.held().silent_s:
             await asyncio.sleep(0.01)
     await server.stop()
+
+
+async def test_a_host_that_does_not_say_how_far_its_files_are_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_server.fetch_wait, "LOOK_TIMEOUT_S", DEADLINE_S)
+    look = SilentActor("fetch").fetch.remote
+    with pytest.raises(ServiceError, match="did not say within 0 s how far its files are"):
+        await in_time(until_fetched(look, "toys/judge", print))
 
 
 # --- nothing is missing from the tables

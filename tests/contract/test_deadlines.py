@@ -22,7 +22,7 @@ import reward_server.judge
 import reward_server.pool
 import rollout_server.scale
 import rollout_server.started
-import trainer.preflight
+import trainer.joined
 from reward_server import scale as reward_scale
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
@@ -260,10 +260,10 @@ async def test_a_server_whose_health_is_silent_is_not_healthy(tmp_path: Path) ->
 async def test_a_server_that_a_run_would_join_and_that_is_silent_is_named_before_it_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer.preflight, "PROBE_TIMEOUT_S", DEADLINE_S)
+    monkeypatch.setattr(trainer.joined, "PROBE_TIMEOUT_S", DEADLINE_S)
     async with silent_server() as url:
         with pytest.raises(ConfigError, match=f"nobody answers at {url}"):
-            await in_time(asyncio.to_thread(trainer.preflight.check_url, url))
+            await in_time(asyncio.to_thread(trainer.joined.is_ready, url))
 
 
 # --- nothing is missing from the tables

@@ -15,6 +15,7 @@ from reward_server.config import RewardSettings
 from reward_server.instruments import Instruments
 from reward_server.pairings import drawn_order, pairing_named
 from reward_server.scheme import Scheme
+from reward_server.startup import Startup
 from tests.serving import running_app
 from trainer.config import RunSettings
 from trainer.services import second_judges
@@ -72,6 +73,10 @@ class FakeStarted:
 
     def owns(self, url):
         return False
+
+    @property
+    def unplaced(self):
+        return [("judge-1", Startup("waits for a node"))]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from aiohttp.test_utils import TestServer, unused_port
 
 import reward_server.asking
 import reward_server.client
+import reward_server.fetch_wait
 import rollout_server.client
 import rollout_server.fleet
 import rollout_server.push
@@ -296,6 +297,10 @@ async def searching() -> AsyncIterator[None]:
         yield
 
 
+def fetching_the_judge() -> AbstractAsyncContextManager[None]:
+    return under_way(reward_server.fetch_wait.until_fetched(forever, "toys/judge", lambda _: None))
+
+
 @asynccontextmanager
 async def services(placing: Callable[[Any], Any], patches: pytest.MonkeyPatch, folder: Path) -> AsyncIterator[None]:
     """The start of a run that joins its reward service, which never says who judges there."""
@@ -466,6 +471,7 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
     ("reward_server.asking", reward_server.asking.JUDGES): ("judge http", verdicts_of_a_silent_service),
     ("reward_server.asking", reward_server.asking.QUEUE_IS_FULL): ("judge http", verdicts_of_a_full_service),
     ("reward_server.asking", reward_server.asking.DOES_NOT_ANSWER): ("judge http", verdicts_of_nobody),
+    ("reward_server.fetch_wait", reward_server.fetch_wait.FETCHES): ("judge", fetching_the_judge),
     ("trainer.services", trainer.services.PLACES_LEARNER): ("ray", placing),
     ("wire.room", HAS_NO_ROOM): ("ray for replica-7: 1 x {rollout: 1} needed", no_room),
     ("trainer.judge_service", trainer.judge_service.STARTS): ("judge", judge_start),

@@ -20,6 +20,7 @@ from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 import trainer.status
 from reward_server.check import CheckSettings
 from reward_server.config import RewardSettings
+from reward_server.scale import RewardScaleSettings
 from rollout_server.config import RolloutSettings
 from rollout_server.scale import CHECKSUMS, ScaleSettings
 from trainer.answering import AnswerSettings
@@ -94,7 +95,8 @@ PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
     "trainer.status": _status,
     "reward_server.check": _settings(CheckSettings),
     "reward_server.main": _settings(RewardSettings),
-    "reward_server.scale": _scale(RewardSettings),
+    "reward_server.prefetch": _settings(RewardSettings),
+    "reward_server.scale": _scale(RewardScaleSettings),
     "rollout_server.main": _settings(RolloutSettings),
     "rollout_server.scale": _scale(ScaleSettings, CHECKSUMS),
 }

@@ -13,9 +13,9 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, os, sys
 from dataclasses import replace
-import ray
+from pathlib import Path
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from ray.cluster_utils import Cluster
@@ -31,7 +31,7 @@ from trainer.placement import place_learner
 from wire.errors import ConfigError
 from wire import placement
 from wire.hosting import PlacedServer
-from wire.placement import RayCluster, at_node
+from wire.placement import RayCluster, at_node, joined_cluster
 from wire.registry import REWARD
 
 folder, ports = sys.argv[1:]
@@ -77,7 +77,7 @@ async def found_in_the_cluster(settings, said):
 
 async def main():
     said = []
-    known = {"bind_address": "node", "ray_address": cluster.address, "device": "cpu", "log_dir": folder}
+    known = {"bind_address": "node", "ray_address": cluster.address, "device": "cpu", "log_dir": "logs"}
     known |= {"token_file": folder + "/token", "port_range": ports, "startup_timeout_s": 60.0}
     settings = RunSettings(**known, output_dir=folder, num_learner_ranks=1)
     assert at_node(settings).bind_address == driver, at_node(settings).bind_address
@@ -101,6 +101,7 @@ async def main():
     except Exception as error:
         print("replica", error)
     await replica.stop()
+    assert Path(folder, "logs", "replica-0.log").exists()  # relative to the driver's folder, not to Ray's
     judge = RewardSettings(**known, judge_urls=["http://127.0.0.9:1"], judge_servers=0, judge_tensor_parallel_size=1)
     service = PlacedServer(reward_plan(judge), joined, owner, said.append)
     starting = asyncio.ensure_future(asyncio.wait_for(service.start(), 50))
@@ -128,12 +129,12 @@ async def main():
     await replica.stop()
 
 
+os.chdir(folder)
 try:
-    ray.init(address=cluster.address, log_to_driver=False)
-    asyncio.run(main())
+    with joined_cluster(cluster.address):
+        asyncio.run(main())
     print("all is well")
 finally:
-    ray.shutdown()
     cluster.shutdown()
 """
 

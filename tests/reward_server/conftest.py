@@ -25,7 +25,7 @@ def serve(token_file):
     @asynccontextmanager
     async def running(judge, **changes):
         pool = SimpleNamespace(num_ready=1, num_waiting=0, lost_calls=0, servers=[])
-        started = SimpleNamespace(count=1, owns=lambda url: False)
+        started = SimpleNamespace(count=1, owns=lambda url: False, unplaced=[])
         token = read_or_create_token(token_file)
         app = build_app(RewardSettings(**changes), judge, pool, started, Instruments(pool), token)
         async with running_app(app) as url:

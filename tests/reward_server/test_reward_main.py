@@ -14,8 +14,10 @@ from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.main import listen, main, serve
 from reward_server.scale import carry_out
+from reward_server.startup import GenrmProcess
+from tests.reward_server.toy_hub import MODEL, ToyHub, serving
 from wire.errors import ConfigError, ServiceError
-from wire.process import ServerProcess, free_port
+from wire.process import free_port
 
 SERVER = """
 import http.server, sys, time
@@ -37,7 +39,7 @@ def genrm(tmp_path, code=SERVER, delay_s=0.0, name="judge-0"):
     port = free_port("127.0.0.1")
     command = [sys.executable, "-c", code, str(port), str(delay_s)]
     url = f"http://127.0.0.1:{port}"
-    return ServerProcess(name, command, dict(os.environ), tmp_path / f"{name}.log", url, "lower judge_max_num_seqs")
+    return GenrmProcess(name, command, dict(os.environ), tmp_path / f"{name}.log", url, "lower judge_max_num_seqs")
 
 
 async def printed_url(capsys, serving):
@@ -175,3 +177,18 @@ def test_the_program_ends_with_code_2_and_one_line_on_a_mistake():
     command = [sys.executable, "-m", "reward_server.main", "--judge_model_name_or_path", "./nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2 and "error: judge_model_name_or_path" in done.stderr.splitlines()[-1]
+
+
+def test_a_judge_that_cannot_be_fetched_ends_the_program_with_code_2_and_its_reason(tmp_path):
+    (tmp_path / "repository").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "repository" / name).write_text("{}")
+    with serving(ToyHub(tmp_path / "repository", refusal=(403, "GatedRepo"))) as hub:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        flags = ["--judge_model_name_or_path", MODEL, "--device", "cpu", "--judge_tensor_parallel_size", "1"]
+        flags += ["--token_file", str(tmp_path / "token"), "--log_dir", str(tmp_path)]
+        command = [sys.executable, "-m", "reward_server.main", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "error: judge-0: judge_model_name_or_path 'toys/judge' is gated" in done.stderr.splitlines()[-1]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reward_server.scale import carry_out, lines, main
+from reward_server.scale import ADDRESS_FILE, RewardScaleSettings, carry_out, lines, main
 from wire.errors import ConfigError
 
 STATE = {
@@ -54,6 +54,25 @@ def test_the_table_names_each_server_with_its_state_and_the_queue():
     assert last == "2 of its own, 7 calls wait, prefix-cache hits 25%"
 
 
-def test_without_a_service_to_talk_to_it_says_so():
-    with pytest.raises(ConfigError, match="reward_url is not set"):
-        main(["status"])
+def test_without_a_service_to_talk_to_it_says_so(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"no run has its reward service's address in .*: give output_dir, or reward_url"
+    ):
+        main(["status", "--output_dir", str(tmp_path)])
+
+
+def test_a_run_names_its_service_in_its_folder(tmp_path):
+    (tmp_path / ADDRESS_FILE).write_text("http://a:1\n")
+    assert RewardScaleSettings(output_dir=str(tmp_path)).address() == "http://a:1"
+    assert RewardScaleSettings(output_dir=str(tmp_path), reward_url="http://b:2/").address() == "http://b:2"
+
+
+def test_the_table_says_how_a_start_goes_and_how_long_it_took():
+    loading = {"doing": "fetches: 12.3 of 99.8 GB, 410 MB/s, 3 min 33 s left", "fetch_s": None, "load_s": None}
+    done = {"doing": "", "fetch_s": 812.0, "load_s": 143.2}
+    servers = [STATE["servers"][0] | loading, STATE["servers"][1] | done, STATE["servers"][1] | done | {"fetch_s": 0.0}]
+    first, second, third, _ = lines(STATE | {"servers": servers})
+    assert first.endswith("0 losses  fetches: 12.3 of 99.8 GB, 410 MB/s, 3 min 33 s left")
+    assert second.endswith("fetched in 13 min 32 s, loaded in 2 min 24 s") and third.endswith(
+        "losses  loaded in 2 min 24 s"
+    )

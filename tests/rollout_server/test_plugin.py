@@ -1,6 +1,9 @@
 """What our plug-in changes in a stock server."""
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +34,38 @@ def test_a_reader_looks_again_soon_whatever_becomes_of_the_writers_message(monke
     condition.wait(timeout_ms=2)
     assert condition.busy_loop_s == 0.001
     assert condition.slept[2] == 2 and all(30 <= slept <= 100 for slept in condition.slept[:2])
+
+
+SERVER = """
+import multiprocessing, time
+from rollout_server.plugin import end_with_the_server
+
+def engine(door):
+    end_with_the_server()
+    door.send("waits")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=engine, args=(theirs,))
+    process.start()
+    ours.recv()
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_an_engine_ends_with_its_server_even_where_that_is_killed(tmp_path):
+    (tmp_path / "server.py").write_text(SERVER)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdout is not None
+        engine = Path("/proc") / server.stdout.readline().strip()
+        assert (engine / "stat").exists()
+        server.kill()
+    end = time.monotonic() + 10
+    while engine.exists() and ") Z " not in (engine / "stat").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -162,6 +162,17 @@ async def test_many_replicas_are_summed_up_and_those_in_trouble_come_first(tmp_p
     assert "and 27 more ready" in table
 
 
+async def test_a_genrm_server_that_starts_says_what_it_waits_for(tmp_path: Path, clock: Clock) -> None:
+    file = StatusFile(settings_of(tmp_path), Waits())
+    file.services, _ = services()
+    new = {"url": "judge-1", "state": "starting", "in_flight": 0, "answers": 0, "losses": 0}
+    new["doing"] = "fetches: 12.3 GB of 99.8 GB, 410 MB/s, 3 min 34 s left"
+    file.services.judge_info = {"queue_depth": 3, "servers": [SERVER | {"doing": ""}, new]}
+    drawn = lines(file.snapshot(), WIDTH)
+    at = next(number for number, line in enumerate(drawn) if line.startswith("judge-1"))
+    assert drawn[at + 1] == f"    {new['doing']}" and drawn[at + 2].startswith(SERVER["url"])
+
+
 async def test_what_a_rank_did_last_is_known_by_when_it_ended(tmp_path: Path, clock: Clock) -> None:
     waits = Waits()
     file = StatusFile(settings_of(tmp_path), waits)

@@ -219,7 +219,7 @@ async def test_a_stop_leaves_a_checkpoint_of_its_step_and_a_summary(
         device="cpu", output_dir=str(tmp_path), total_episodes=160, warn_at=["kl>5"], stop_at=["kl>20"]
     )
     learner, journal, unused = Learner(), Journal([1, 6, 21, 22, 23, 24]), SimpleNamespace()
-    material, parts, said = SimpleNamespace(prompts=[]), SimpleNamespace(learner=learner), list[str]()
+    material, parts, said = SimpleNamespace(prompts=[]), SimpleNamespace(learner=learner, adopted=dict), list[str]()
     work = run.Run(settings, material, "token", parts, said.append, unused, unused)  # type: ignore[arg-type]
     work._latest = lambda: journal.latest
 

@@ -22,6 +22,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+STRANGER = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listening:
+    while True:
+        caller, _ = listening.accept()
+        caller.sendall(bytes(9)); caller.close()
+"""  # speaks another language than HTTP/1, as a gRPC server does
 DEAF = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True);"
 LEADER_OF_A_DEAF_CHILD = f"""
 import subprocess, sys, time
@@ -85,6 +92,13 @@ def test_a_server_that_answers_503_is_not_healthy_and_the_deadline_names_the_url
     ):
         process.wait_healthy(1.0)
     assert process.is_alive()
+
+
+def test_whatever_else_answers_on_its_port_is_not_taken_for_it(server) -> None:
+    process = server(STRANGER)
+    process.start()
+    with pytest.raises(ServiceError, match=r"did not answer http://127.0.0.1:\d+/health within 2 s"):
+        process.wait_healthy(2.0)
 
 
 def test_an_early_death_ends_the_wait_with_the_logs_last_lines(server) -> None:

@@ -22,6 +22,8 @@ from tests.e2e.cluster.hosts import ROOT, Host
 from tests.e2e.cluster.network import Network
 
 MNT = Path("/mnt")
+# vLLM's of models and PyTorch's of kernels, where root has them: the first request to a server waits for the kernels.
+CACHES = (Path("/root/.cache/vllm"), Path("/tmp/torchinductor_root"))
 SSHD = """
 HostKey /root/.ssh/host_key
 PidFile none
@@ -42,6 +44,7 @@ class Cloud:
         self._num_made = 0
         self._hosts: dict[str, Host] = {}
         self._notes: dict[str, dict[str, Any]] = {}
+        self._cut: set[str] = set()
         self._namespaces: list[str] = list(_own_namespaces())
 
     def create(self, cluster: str, tags: dict[str, str], count: int = 1) -> list[str]:
@@ -70,10 +73,13 @@ class Cloud:
             self._notes[name]["tags"].update(tags)
 
     def end(self, name: str) -> None:
-        """Power a machine off for good; one that is off already is no error, for two may ask."""
+        """Power a machine off for good; one that is off already is no error, for two may ask.
+
+        The order does not reach one whose cable is cut: it belongs to nobody any more, and runs on.
+        """
         with self._lock:
-            host = self._hosts.pop(name, None)
             self._notes.pop(name, None)
+            host = None if name in self._cut else self._hosts.pop(name, None)
         if host is not None:
             host.end()
 
@@ -84,11 +90,15 @@ class Cloud:
 
     def cut(self, name: str) -> None:
         """Cut a machine's cable."""
+        with self._lock:
+            self._cut.add(name)
         self._hosts[name].cut()
 
     def restore(self, name: str) -> None:
         """Mend it."""
         self._hosts[name].restore()
+        with self._lock:
+            self._cut.discard(name)
 
     def namespaces(self) -> list[str]:
         """Every namespace that was ever made here, the ended ones' too: what nobody may hold afterwards."""
@@ -134,8 +144,11 @@ def _lay_out(door: Path) -> None:
 
 
 def _kept_paths() -> list[Path]:
-    """The checkout, and the virtual environment with the interpreter under it; outer folders come before inner ones."""
-    paths = {ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
+    """The checkout, the virtual environment with the interpreter under it, and what libraries keep so as not to find or
+    compile it anew; outer folders come before inner ones."""
+    for cache in CACHES:
+        cache.mkdir(parents=True, exist_ok=True)
+    paths = {ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), *CACHES}
     return sorted(path for path in paths if path != Path("/usr"))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from tests.e2e.cluster.door import ask
 from tests.e2e.cluster.hosts import OWN, ROOT
 
-TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter")
+TOOLS = ("ip", "ss", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter")
 
 
 def why_not() -> str | None:
