@@ -24,6 +24,7 @@ from deploy.toy.gamed import LIKED_WORD
 from deploy.toy.world import Turn, true_score
 from tests.e2e.conftest import ROOT, START_S, TOY, Program
 
+pytestmark = pytest.mark.long  # how much truth goes before the judges part depends on what the policy tries first
 NUM_PROMPTS, ANSWERS_EACH = 64, 10  # standard error of the mean truth: 0.05
 MOST_LOST = 0.4  # points of truth, half of what a run without tripwires loses
 EVERY = 2
