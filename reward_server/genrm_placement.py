@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
-import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -17,10 +16,11 @@ import ray
 from reward_server.config import RewardSettings
 from reward_server.genrm import genrm_process
 from reward_server.startup import GenrmProcess, Startup
+from wire import placement
 from wire.address import NODE
 from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
-from wire.placement import Room, at_node, working_in
+from wire.placement import Room, at_node
 from wire.signals import kept_handlers
 
 BEGIN_TIMEOUT_S = 60.0  # the actor's process starts and imports
@@ -29,6 +29,7 @@ STOP_TIMEOUT_S = 20.0
 
 Make = Callable[[RewardSettings, int], GenrmProcess]
 made_by_ray = partial(genrm_process, shares_host=False)
+_JOINING = threading.Lock()  # several servers may be placed at once, each from a thread of its own
 
 
 class GenrmHost:
@@ -135,20 +136,7 @@ class PlacedGenrm:
 
 
 def join(ray_address: str) -> None:
-    """Be a member of the cluster from now on, if not yet; what is placed works in a folder of this process's path.
-
-    Raises:
-        ConfigError: no cluster answers there.
-    """
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(
-            address=ray_address,
-            runtime_env={"worker_process_setup_hook": working_in(os.getcwd())},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            ignore_reinit_error=True,
-        )
-    except (ConnectionError, RuntimeError) as error:
-        raise ConfigError(f"ray_address {ray_address!r}: {error}; no GenRM server can be placed there") from error
+    """As `wire.placement.join`, unless this process has joined already: for the registry, or for another server."""
+    with _JOINING:
+        if not ray.is_initialized():
+            placement.join(ray_address)

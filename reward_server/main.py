@@ -1,9 +1,9 @@
 """`python -m reward_server.main --config FILE`: start GenRM servers under vLLM and serve the scoring API before them.
 
 A judge on the Hub is fetched first, which is told as it goes on. The API is open at once, /health answers 503 until a
-GenRM does, and then one line with the URL is printed. SIGINT or
-SIGTERM ends all that was started. A GenRM server that ends is started again. One that never answered, or that dies
-again and again, is given up; when no other is left the service ends with its last words on stderr, exit code 1.
+GenRM does, and then one line with the URL is printed. SIGINT or SIGTERM ends all that was started. A GenRM server that
+ends is started again. One that never answered, or that dies again and again, is given up; when no other is left the
+service ends with its last words on stderr, exit code 1.
 """
 
 from __future__ import annotations

@@ -17,15 +17,13 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.fetch_state import span
-from wire.errors import ConfigError
-from wire.scaling import take_command, wanted_count
+from wire.scaling import take_command, wanted_count, written_address
 from wire.settings import parse_settings, run_program
 from wire.token import read_token
 
@@ -48,14 +46,12 @@ class RewardScaleSettings(RewardSettings):
         """
         if self.reward_url is not None:
             return self.reward_url.rstrip("/")
-        path = Path(self.output_dir) / ADDRESS_FILE
-        try:
-            return path.read_text().strip()
-        except OSError:
-            raise ConfigError(
-                f"no run has its reward service's address in {path}: give output_dir, or reward_url, such as "
-                "http://127.0.0.1:8100"
-            ) from None
+        return written_address(
+            self.output_dir,
+            ADDRESS_FILE,
+            "no run has its reward service's address in {path}: give output_dir, or reward_url, such as "
+            "http://127.0.0.1:8100",
+        )
 
 
 async def carry_out(client: RewardClient, command: Sequence[str]) -> dict[str, Any]:

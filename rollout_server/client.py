@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import aiohttp
 import msgspec
-import numpy as np
 
 from rollout_server.control_routes import KEEPALIVE_S
 from rollout_server.membership import Replica
+from rollout_server.part import Part
 from rollout_server.places import NEWS_S, Members, Places
 from rollout_server.rooms import Rooms
 from wire.errors import ServiceError, Unauthorized
 from wire.generation import Completion
 from wire.membership import BOOT_HEADER
-from wire.pieces import LOGPROB, PACKED_PATH, Piece, Unframing
+from wire.pieces import PACKED_PATH, Unframing
 from wire.token import auth_headers
 from wire.waits import WAITS, waiting
 
@@ -67,39 +66,6 @@ class Order:
     def gives_way(self) -> bool:
         """Whether it comes after all others."""
         return self.background is not None and not self.background.is_set()
-
-
-@dataclass
-class _Part:
-    """A completion while its pieces arrive: the bytes of its tokens and of their log-probs."""
-
-    token_ids: bytearray = field(default_factory=bytearray)
-    logprobs: bytearray = field(default_factory=bytearray)
-
-    def add(self, piece: Piece) -> int:
-        """Take a piece in; returns its number of tokens."""
-        self.token_ids += piece.token_ids
-        self.logprobs += piece.logprobs
-        return len(piece.token_ids) // 4
-
-    @property
-    def num_tokens(self) -> int:
-        """So far."""
-        return len(self.token_ids) // 4
-
-    def whole(self, last: Piece, index: int, replica: str) -> Completion:
-        """The completion, which `last` ends.
-
-        Raises:
-            ServiceError: it did not end as completions do, or lacks a log-prob.
-        """
-        if last.finish_reason not in ("stop", "length"):
-            raise ServiceError(f"a completion ended with {last.finish_reason!r}")
-        logprobs = np.frombuffer(self.logprobs, LOGPROB).astype(np.float64)
-        if len(logprobs) != self.num_tokens:
-            raise ServiceError(f"{len(logprobs)} log-probs for {self.num_tokens} tokens")
-        ids, finished = array("i", bytes(self.token_ids)), last.finish_reason == "stop"
-        return Completion(index, ids, array("d", logprobs.tobytes()), finished, last.versions, replica)
 
 
 class RequestRefused(ServiceError):
@@ -336,7 +302,7 @@ class RolloutClient:
     async def _stream(self, replica: Replica, futures: CompletionFutures, order: Order, *, first: int = 0) -> None:
         """One request for a completion for each of `futures`; the first of them is completion `first` of the prompt."""
         assert self._session is not None
-        parts = [_Part() for _ in futures]
+        parts = [Part() for _ in futures]
         request = self._request(order, len(futures))
         headers = {BOOT_HEADER: replica.boot_id} if replica.boot_id else {}
         url = replica.url + PACKED_PATH

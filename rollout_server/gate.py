@@ -103,13 +103,12 @@ class WeightGateMiddleware:
 
     def _noting_end(self, send: Any) -> Any:
         push = self.boot_id, self.push_id
-        push_id = self.push_id
 
         async def forward(message: Any) -> None:
             # Another push may have begun meanwhile; then this one's end says nothing.
             is_last = push == (self.boot_id, self.push_id)
             if message["type"] == "http.response.start" and message["status"] == 200 and is_last:
-                self.weights, self._finished_push = Weights.WHOLE, push_id
+                self.weights, self._finished_push = Weights.WHOLE, push[1]
             await send(message)
 
         return forward

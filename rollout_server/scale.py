@@ -16,14 +16,13 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from rollout_server.config import RolloutSettings
 from wire.errors import ConfigError, ServiceError, Unauthorized
-from wire.scaling import take_command, wanted_count
+from wire.scaling import take_command, wanted_count, written_address
 from wire.settings import parse_settings, run_program
 from wire.token import auth_headers, read_token
 
@@ -48,11 +47,8 @@ class ScaleSettings(RolloutSettings):
         """
         if self.fleet_url is not None:
             return self.fleet_url.rstrip("/")
-        path = Path(self.output_dir) / ADDRESS_FILE
-        try:
-            return path.read_text().strip()
-        except OSError:
-            raise ConfigError(f"no run has its fleet's address in {path}: give output_dir, or fleet_url") from None
+        missing = "no run has its fleet's address in {path}: give output_dir, or fleet_url"
+        return written_address(self.output_dir, ADDRESS_FILE, missing)
 
 
 class FleetClient:

@@ -32,11 +32,10 @@ REGISTRY, NAMESPACE = "rlhf-registry", "rlhf"
 REGISTRY_TIMEOUT_S = 20.0  # the first call starts it
 
 
-@contextmanager
-def joined_cluster(ray_address: str) -> Iterator[None]:
-    """Be a member of the cluster at `ray_address` while the context is open. What is placed there works in a folder of
-    the same path as this process's, so that a relative path means the same everywhere; where a host has none, in the
-    one that its `ray start` had.
+def join(ray_address: str) -> None:
+    """Be a member of the cluster at `ray_address` from now on. What is placed there works in a folder of the same path
+    as this process's, so that a relative path means the same everywhere; where a host has none, in the one that its
+    `ray start` had.
 
     Raises:
         ConfigError: no cluster answers there.
@@ -51,6 +50,12 @@ def joined_cluster(ray_address: str) -> Iterator[None]:
             )
     except (ConnectionError, RuntimeError) as error:
         raise ConfigError(f"ray_address {ray_address!r}: {error}; start Ray there with `ray start --head`") from error
+
+
+@contextmanager
+def joined_cluster(ray_address: str) -> Iterator[None]:
+    """As `join`, while the context is open."""
+    join(ray_address)
     try:
         yield
     finally:
@@ -198,4 +203,5 @@ class RayCluster:
 
     def is_over(self, owner: Owner) -> bool:
         """Whether that life of a driver is known to be over: Ray has seen its job end."""
+        # Ray's public list of jobs asks the dashboard, which a cluster need not have; this asks its GCS.
         return any(job["JobID"] == owner.job and job["IsDead"] for job in ray._private.state.jobs())

@@ -9,10 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from wire.errors import ConfigError
 
 USAGE = "give a number of servers (3, +1, -1), status, add URL or remove URL"
+
+
+def written_address(output_dir: str, name: str, missing: str) -> str:
+    """The URL that a run has written to the file `name` of its folder, where it stands while the run goes on.
+
+    Raises:
+        ConfigError: there is none; `missing` is what to say, with `{path}` for the file.
+    """
+    path = Path(output_dir) / name
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise ConfigError(missing.format(path=path)) from None
 
 
 def take_command(argv: Sequence[str], *others: str) -> tuple[list[str], list[str]]:

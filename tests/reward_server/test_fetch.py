@@ -155,7 +155,7 @@ def test_what_cannot_be_fetched_is_said_in_one_line(
     for name in ("refusal", "hang_at"):
         if name in changes:
             setattr(hub, name, changes.pop(name))
-    fetching = Fetching(hub, tmp_path / "home", **changes)  # type: ignore[arg-type]
+    fetching = Fetching(hub, tmp_path / "home", **changes)  # type: ignore[arg-type]  # a mixed table
     last = fetching.ended(code).splitlines()[-1]
     assert last.startswith("error: ") and all(word in last for word in words), last
     state = fetching.state
