@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ def is_ready(url: str) -> bool:
     """Whether `<url>/health` answers within 5 s that it is; False where it answers 503, as a server that loads does.
 
     Raises:
-        ConfigError: nobody answers, or somebody who is no server of ours.
+        ConfigError: nobody answers, or somebody who is no server of ours, or speaks no HTTP.
     """
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S):
@@ -28,7 +29,7 @@ def is_ready(url: str) -> bool:
         if error.code == LOADING:
             return False
         raise ConfigError(f"{url}/health answers HTTP {error.code}; is this the right server?") from error
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ConfigError(f"nobody answers at {url} ({reason}); start the server or correct the URL") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,3 +72,21 @@ def test_who_is_not_there_is_refused_at_once() -> None:
     url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
     with pytest.raises(ConfigError, match=f"nobody answers at {url} .*; start the server or correct the URL"):
         is_ready(url)
+
+
+def test_who_speaks_no_http_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=greet, args=(listener,))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"nobody answers at {url}"):
+            is_ready(url)
+        thread.join()
+
+
+def greet(listener: socket.socket) -> None:
+    """Answer one caller as a mail server would."""
+    caller, _ = listener.accept()
+    with caller:
+        caller.recv(4096)
+        caller.sendall(b"220 ready\r\n")
