@@ -30,13 +30,15 @@ class Judge(Protocol):
 @dataclass(frozen=True)
 class Compared:
     """`outcome` for the first answer: 1 it won, 0 it lost, between them a draw; None where neither order was judged.
-    `score` is the first answer's, 1..5, mean over the orders; None where there is none."""
+    `score` is the first answer's, 1..5, `margin` is by how much it is above the other one's, -4..4; both are means over
+    the orders, and None where there is none."""
 
     outcome: float | None
     score: float | None
+    margin: float | None
 
 
-UNKNOWN = Compared(None, None)
+UNKNOWN = Compared(None, None, None)
 
 
 async def compare(
@@ -52,24 +54,32 @@ async def compare(
 
     As in training, an answer that gives nothing to judge has the lowest score without a call, and here it loses. Two
     equal answers are a draw, and the judge reads one of them alone. Where one order has no verdict the other one counts
-    by itself.
+    by itself. An answer that has the lowest score unread has no margin: what the other one is worth was not asked.
 
     Raises:
         Unauthorized: the service refuses the token.
     """
     ours, theirs = judged_answer(answer), judged_answer(other)
     if ours is None:
-        return Compared(0.5 if theirs is None else 0.0, LOWEST_SCORE)
+        return Compared(0.5, LOWEST_SCORE, 0.0) if theirs is None else Compared(0.0, LOWEST_SCORE, None)
     if theirs is None or ours == theirs:
         verdict = await judge.judge(conversation, (ours,), seed, background=background)
-        return Compared(0.5 if ours == theirs else 1.0, verdict.scores[0] if verdict.scores else None)
+        score = verdict.scores[0] if verdict.scores else None
+        if theirs is not None:
+            return Compared(0.5, score, 0.0)
+        return Compared(1.0, score, None if score is None else score - LOWEST_SCORE)
     first, second = await asyncio.gather(
         judge.judge(conversation, (ours, theirs), seed, background=background),
         judge.judge(conversation, (theirs, ours), seed, background=background),
     )
     wins = [_first_wins(first), _inverse(_first_wins(second))]
-    scores = [verdict.scores[place] for place, verdict in enumerate((first, second)) if verdict.scores]
-    return Compared(_mean([win for win in wins if win is not None]), _mean(scores))
+    # (our score, the other one's) by each order.
+    pairs = [verdict.scores[::way] for way, verdict in ((1, first), (-1, second)) if verdict.scores]
+    return Compared(
+        _mean([win for win in wins if win is not None]),
+        _mean([score for score, _ in pairs]),
+        _mean([score - other for score, other in pairs]),
+    )
 
 
 def _first_wins(verdict: Verdict) -> float | None:

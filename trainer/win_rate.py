@@ -53,6 +53,18 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
+def score_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """(low, high) of the 95 % confidence interval of a mean difference in points of score, over prompts.
+
+    Wald's interval. A square of one point is added to the sum of squares, so that a few prompts that happen to agree
+    are no certainty here either; of a dozen prompts or more it is nothing. There must be at least one difference.
+    """
+    centre = fmean(differences)
+    squares = sum((value - centre) ** 2 for value in differences) + 1
+    half = Z_95 * math.sqrt(squares / max(1, len(differences) - 1) / len(differences))
+    return centre - half, centre + half
+
+
 def length_controlled_win_rate(outcomes: Sequence[float], length_differences: Sequence[float]) -> float:
     r"""The win rate that the policy would have with answers as long as the initial ones.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gaming import COMPLETIONS_A_STEP, SETUP, WATCHED
+from benchmarks.gaming import COMPLETIONS_A_STEP, SETUP
 from deploy.toy.gamed import LIKED_WORD
 from deploy.toy.world import Turn, true_score
 from tests.e2e.conftest import ROOT, START_S, TOY, Program
@@ -30,7 +30,6 @@ MOST_LOST = 0.4  # points of truth, half of what a run without tripwires loses
 EVERY = 2
 FLAGS = (
     *SETUP,
-    *WATCHED,
     *("--judge_model_name_or_path", ".cache/toy/judge-gamed", "--total_episodes", str(60 * COMPLETIONS_A_STEP)),
     *("--num_eval_prompts", str(NUM_PROMPTS), "--eval_steps", str(EVERY)),
 )
@@ -106,11 +105,11 @@ def truth(conversations: list[list[Turn]], answers: list[str]) -> float:
 def test_the_run_is_stopped_because_the_judges_part(stopped: Stopped) -> None:
     assert stopped.exit_code == 1, stopped.printed[-3000:]
     summary = stopped.summary
-    assert summary["stopped"].startswith(f"tripwire judge_gap_low at step {summary['steps']}: ")
+    assert summary["stopped"].startswith(f"tripwire score_gap_low at step {summary['steps']}: ")
     assert summary["stopped"] in " ".join(stopped.printed.split())
-    assert (summary["tripwires"][-1]["name"], summary["tripwires"][-1]["kind"]) == ("judge_gap_low", "stop")
+    assert (summary["tripwires"][-1]["name"], summary["tripwires"][-1]["kind"]) == ("score_gap_low", "stop")
     evaluation = summary["evaluation"]
-    assert 0.05 < evaluation["judge_gap_low"] < evaluation["judge_gap"]
+    assert 0.5 < evaluation["score_gap_low"] < evaluation["score_gap"]
     assert evaluation["missing"] <= 0.25
     assert evaluation["step"] < summary["steps"] <= evaluation["step"] + 4 * EVERY  # it was not long in coming
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -269,6 +270,10 @@ async def test_a_second_judge_has_a_word_of_its_own(tmp_path: Path) -> None:
     assert metrics["eval/judge_gap"] == pytest.approx(2 * counted(10) - 1)
     assert metrics["eval/second_score"] == pytest.approx(6 - metrics["eval/score"])
     assert metrics["eval/judge_gap_low"] < metrics["eval/judge_gap"] < metrics["eval/judge_gap_high"]
+    gained = fmean(quality(prompt, 10) - quality(prompt, 0) for prompt in range(NUM))
+    assert (metrics["eval/margin"], metrics["eval/second_margin"]) == pytest.approx((gained, -gained))
+    assert metrics["eval/score_gap"] == pytest.approx(2 * gained)
+    assert 0 < metrics["eval/score_gap_low"] < metrics["eval/score_gap"] < metrics["eval/score_gap_high"]
 
 
 async def test_a_gap_is_that_of_the_prompts_on_which_both_judges_have_a_word(tmp_path: Path) -> None:
@@ -283,6 +288,8 @@ async def test_a_gap_is_that_of_the_prompts_on_which_both_judges_have_a_word(tmp
         metrics = running.metrics()
     assert metrics["eval/win_rate"] != metrics["eval/second_win_rate"] and metrics["eval/judge_gap"] == 0
     assert metrics["eval/judge_gap_low"] < 0 < metrics["eval/judge_gap_high"]
+    assert metrics["eval/margin"] != metrics["eval/second_margin"] and metrics["eval/score_gap"] == 0
+    assert metrics["eval/score_gap_low"] < 0 < metrics["eval/score_gap_high"]
 
 
 async def test_where_the_truth_is_known_it_is_told_of_both_answers(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_limit_is_written_in_one_way_and_spaces_do_not_count(text: str) -> Non
         ("kl>5>6", "is no limit"),
         ("", "is no limit"),
         (">5", "is no limit"),
-        ("loss>5", "'loss' is not among kl, entropy, length, truncated, missing, logp_gap, judge_gap, judge_gap_low"),
+        ("loss>5", "'loss' is not among kl, entropy, length, truncated, missing, logp_gap, judge_gap, "),
         ("kl>much", "'much' is not a number; write kl>VALUE"),
         ("kl>", "'' is not a number"),
         ("kl>nan", "'nan' is not a number"),
@@ -126,7 +126,7 @@ def test_the_defaults_warn_of_every_quantity_and_stop_for_what_no_healthy_run_ha
 def test_every_quantity_but_that_of_the_evaluation_is_a_metric_of_each_step() -> None:
     metrics = step_metrics([group()], StepStats(), kl_coef=0.01, lags=[0], episode=2, eps=1.0, stop_token_ids=())
     known = set(metrics) | set(VerdictRecord(max_unreadable=1.0).drain())
-    assert {quantity.metric for name, quantity in QUANTITIES.items() if not name.startswith("judge_gap")} <= known
+    assert {quantity.metric for quantity in QUANTITIES.values() if not quantity.metric.startswith("eval/")} <= known
 
 
 def test_a_warning_is_said_once_when_it_begins_and_once_when_it_ends() -> None:
@@ -180,6 +180,10 @@ def test_by_default_judges_that_surely_part_end_the_run_at_once_and_a_noisy_gap_
         Tripped, match=r"tripwire judge_gap_low at step 10: judge_gap_low \(eval/judge_gap_low\) is 0.12"
     ):
         wires.look(10, {GAP: 0.2, "eval/judge_gap_low": 0.12})
+    wires = Tripwires(WARN_AT, STOP_AT, lambda _: None)
+    wires.look(1, {"eval/score_gap": 0.9, "eval/score_gap_low": 0.45})
+    with pytest.raises(Tripped, match=r"tripwire score_gap_low at step 2: .* is 0.55, above 0.5 \(stop_at\); look"):
+        wires.look(2, {"eval/score_gap": 0.8, "eval/score_gap_low": 0.55})
 
 
 def test_an_infinite_value_is_beyond_every_limit_and_can_be_written_down() -> None:

@@ -8,7 +8,14 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from trainer.win_rate import LENGTH_RIDGE, length_controlled_win_rate, paired_interval, wilson_interval, win_rate
+from trainer.win_rate import (
+    LENGTH_RIDGE,
+    length_controlled_win_rate,
+    paired_interval,
+    score_interval,
+    wilson_interval,
+    win_rate,
+)
 
 
 def test_a_draw_counts_half() -> None:
@@ -58,6 +65,24 @@ def test_the_interval_of_a_difference_holds_the_truth_in_about_95_of_100_cases(t
         low, high = paired_interval([size * sign for size, sign in zip(sizes, signs, strict=True)])
         hits += low <= truth <= high
     assert 0.93 <= hits / 2000 <= 0.99
+
+
+@pytest.mark.parametrize("differences", [[1.0], [0.5, 0.5], [0.4] * 3])
+def test_a_few_scores_that_agree_are_no_certainty(differences: list[float]) -> None:
+    low, high = score_interval(differences)
+    assert low < 0 < differences[0] < high
+
+
+@pytest.mark.parametrize("num", [16, 64])
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_the_interval_of_a_difference_of_scores_holds_the_truth_in_about_95_of_100_cases(
+    num: int, spread: float
+) -> None:
+    rng, hits = Random(5), 0
+    for _ in range(2000):
+        low, high = score_interval([0.5 + rng.gauss(0, spread) for _ in range(num)])
+        hits += low <= 0.5 <= high
+    assert 0.93 <= hits / 2000 <= 0.98
 
 
 def sigmoid(value: float) -> float:
