@@ -22,7 +22,7 @@ class RewardSettings(ServiceSettings):
 
     reward_announce: bool = field(
         default=True,
-        metadata={"help": "With ray_address, tell the cluster of this service, so that runs there find it."},
+        metadata={"help": "With ray_address, tell the cluster of this service: it has its place, and runs find it."},
     )
 
     judge_model_name_or_path: str = field(

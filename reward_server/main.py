@@ -35,9 +35,11 @@ from reward_server.remote import Host, Say
 from reward_server.started import StartedServers
 from reward_server.startup import GenrmProcess
 from wire.address import settled
+from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
 from wire.ports import bound_in_range
 from wire.process import url_of
+from wire.room import Needs
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -190,6 +192,15 @@ def cluster_places(settings: RewardSettings) -> Callable[[int, Say], Host] | Non
     return place if settings.ray_address else None
 
 
+def place_of(settings: RewardSettings) -> Needs | None:
+    """What the service has of its node in a cluster; None where its place was found for it by who started it."""
+    if not settings.reward_announce:
+        return None
+    is_cuda = resolve_device(settings.device) == "cuda"
+    gpus = settings.judge_servers * settings.judge_tensor_parallel_size if is_cuda else 0
+    return Needs("the reward service", {"reward": 1, "GPU": gpus})
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, serve. `argv` is the process's own by default."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -202,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with (
-        settled(settings, announces=settings.reward_announce) as settings,
+        settled(settings, announces=settings.reward_announce, takes=place_of(settings)) as settings,
         listen(settings) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):

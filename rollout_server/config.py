@@ -30,6 +30,12 @@ class RolloutSettings(ServiceSettings):
     rollout_urls: list[str] = field(
         default_factory=list, metadata={"help": "Running rollout servers to join; they survive the run.", "nargs": "*"}
     )
+    rollout_discovery: bool = field(
+        default=True,
+        metadata={
+            "help": "With ray_address, replicas started by hand tell the cluster, and a run joins those that fit it."
+        },
+    )
     rollout_ports: list[int] = field(
         default_factory=list, metadata={"help": "A port for each started replica; free ones by default.", "nargs": "*"}
     )
@@ -98,6 +104,11 @@ class RolloutSettings(ServiceSettings):
         return self.max_prompt_length + self.response_length
 
     @property
+    def finds_replicas(self) -> bool:
+        """Whether replicas by hand and the run find one another in a cluster."""
+        return self.rollout_discovery and self.ray_address is not None
+
+    @property
     def transfer_backend(self) -> str:
         """The weight-transfer backend with `auto` resolved."""
         if self.weight_transfer_backend != "auto":
@@ -130,7 +141,7 @@ class RolloutSettings(ServiceSettings):
         self._check_transfer()
 
     def _check_fleet(self) -> None:
-        if self.replicas < 0 or self.replicas + len(self.rollout_urls) < 1:
+        if self.replicas < 0 or self.replicas + len(self.rollout_urls) + self.finds_replicas < 1:
             raise ConfigError(f"replicas ({self.replicas}) with no rollout_urls leaves nobody to write completions")
         if self.rollout_ports and len(self.rollout_ports) != self.replicas:
             raise ConfigError(f"rollout_ports names {len(self.rollout_ports)} ports for {self.replicas} replicas")

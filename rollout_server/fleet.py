@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -105,6 +105,11 @@ class Fleet:
         replica = Replica(url, world_size, boot_id, is_started=is_started, state=State.SYNCING)
         self.membership.enter(replica)
         return replica
+
+    @property
+    def joined(self) -> Collection[str]:
+        """URLs of those that were joined and not removed, also of those that are away just now."""
+        return self._urls
 
     async def remove(self, url: str) -> None:
         """Let the replica at `url` go: it finishes what it writes for drain_timeout_s, the rest goes to others."""

@@ -1,7 +1,8 @@
 """`python -m rollout_server.main --config FILE --replicas N`: start N replicas and keep them running.
 
 A replica that ends is started again, with a pause that doubles with each early death; the others go on meanwhile.
-SIGINT or SIGTERM ends them all.
+SIGINT or SIGTERM ends them all. With `ray_address` each is announced in the cluster when it answers, so that a run
+there finds it (`rollout_server.announce`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 
+from rollout_server.announce import facts_of
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_process
 from wire.address import settled
+from wire.announce import Announcer
+from wire.engine import resolve_device
 from wire.keeper import Keeper
 from wire.models import check_model
+from wire.registry import REPLICA
+from wire.room import Needs
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -23,14 +31,31 @@ from wire.token import read_or_create_token
 def serve(settings: RolloutSettings, stop: threading.Event) -> None:
     """Run the replicas until `stop` is set; all are ended on the way out."""
     keepers = [Keeper(replica_process(settings, index, shares_host=True)) for index in range(settings.replicas)]
-    try:
+    announced: set[str] = set()
+    with ExitStack() as stack:
+        for keeper in keepers:
+            stack.callback(keeper.process.stop)
         while not stop.wait(0.25):
             for keeper in keepers:
                 if keeper.tend(time.monotonic()):
-                    print(f"{keeper.process.name} {keeper.process.url}", flush=True)
-    finally:
-        for keeper in keepers:
-            keeper.process.stop()
+                    url = keeper.process.url
+                    print(f"{keeper.process.name} {url}", flush=True)
+                    if settings.finds_replicas and url not in announced:
+                        announced.add(url)
+                        stack.enter_context(_announced(settings, url))
+
+
+def _announced(settings: RolloutSettings, url: str) -> Announcer:
+    from wire import placement
+
+    announce = partial(placement.announce, REPLICA, url, facts_of(settings))
+    return Announcer(announce, partial(placement.withdraw, REPLICA, url))
+
+
+def places_of(settings: RolloutSettings) -> Needs:
+    """What the replicas have of their node in a cluster."""
+    gpus = settings.rollout_tensor_parallel_size if resolve_device(settings.device) == "cuda" else 0
+    return Needs("the replicas", {"rollout": 1, "GPU": gpus}, settings.replicas)
 
 
 def main() -> int:
@@ -39,7 +64,9 @@ def main() -> int:
     check_model(settings.model_name_or_path, "model_name_or_path")
     read_or_create_token(settings.token_file)
     stop = threading.Event()
-    with settled(settings) as here:  # before the signals: Ray has handlers of its own
+    with settled(
+        settings, announces=settings.finds_replicas, takes=places_of(settings)
+    ) as here:  # before the signals: Ray has handlers of its own
         _stop_on_signals(stop)
         serve(here, stop)
     return 0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from reward_server.client import RewardClient
 from reward_server.scale import ADDRESS_FILE as REWARD_ADDRESS_FILE
 from reward_server.scheme import Scheme
 from reward_server.service import CLIENT_MARGIN_S
+from rollout_server.announce import Finder, facts_of
 from rollout_server.control import ControlApi, served
 from rollout_server.fleet import FLEET, Fleet
 from rollout_server.placement import KIND, replica_plan
@@ -26,7 +28,8 @@ from wire.claim import Owner
 from wire.errors import ConfigError, ServiceError
 from wire.estate import inherited
 from wire.hosting import PlacedServer, Plan
-from wire.placement import RayCluster, at_node
+from wire.placement import RayCluster, announced_services, at_node, taken
+from wire.registry import REPLICA
 from wire.waits import waiter, waiting
 
 OBSERVE_INTERVAL_S = 5.0
@@ -42,6 +45,7 @@ class Writers:
     learner: Learner
     fleet: Fleet
     replicas: StartedReplicas
+    finder: Finder | None
     meeting_host: str
 
     async def watch(self) -> None:
@@ -55,6 +59,8 @@ class Writers:
     async def _watch(self, *others: Coroutine[Any, Any, None]) -> None:
         with waiter(FLEET):  # who waits for a replica that is started again
             tasks = [asyncio.create_task(part) for part in (self.fleet.tend(), self.replicas.tend())]
+        if self.finder is not None:
+            tasks.append(asyncio.create_task(self.finder.watch()))
         tasks += [asyncio.create_task(other) for other in others]
         try:
             await asyncio.gather(*tasks)
@@ -139,7 +145,7 @@ async def running_services(settings: RunSettings, token: str, say: Callable[[str
             info = await judge.info()
         if settings.deterministic and not info.get("deterministic"):
             raise ConfigError(f"a deterministic run cannot join {reward_url}: start it with --deterministic true too")
-        yield Services(learner, fleet, replicas, writers.meeting_host, judge, judge_service, info)
+        yield Services(learner, fleet, replicas, writers.finder, writers.meeting_host, judge, judge_service, info)
 
 
 @asynccontextmanager
@@ -181,7 +187,17 @@ async def _placed(
 
     replicas = StartedReplicas(settings, fleet, place, say, left)
     stack.push_async_callback(replicas.stop)
-    return Writers(learner, fleet, replicas, meeting_host)
+    return Writers(learner, fleet, replicas, _finder(settings, fleet, owner, say), meeting_host)
+
+
+def _finder(settings: RunSettings, fleet: Fleet, owner: Owner, say: Callable[[str], None]) -> Finder | None:
+    if not settings.finds_replicas:
+        return None
+
+    def take(url: str) -> str | None:
+        return taken(REPLICA, url, owner)
+
+    return Finder(facts_of(settings), fleet, partial(announced_services, REPLICA), take, say)
 
 
 def _starts(

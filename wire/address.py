@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wire.errors import ConfigError
+from wire.room import Needs
 
 if TYPE_CHECKING:
     from wire.settings import Settings
@@ -65,19 +67,23 @@ def addresses_by_interface() -> dict[str, list[ipaddress.IPv4Address | ipaddress
 
 
 @contextmanager
-def settled(settings: Settings, *, announces: bool = False) -> Iterator[Settings]:
+def settled(settings: Settings, *, announces: bool = False, takes: Needs | None = None) -> Iterator[Settings]:
     """The settings with the address that a service of this host listens on. Where that is a node's, or the service
-    `announces` itself, this process is a member of the cluster at `ray_address`, if any, while the context is open.
+    `announces` itself, this process is a member of the cluster at `ray_address`, if any, while the context is open, and
+    has what it `takes` of its node (`wire.placement.own_place`).
 
     Raises:
         ConfigError: no cluster answers at `ray_address`.
+        ServiceError: the node has no room for it within `startup_timeout_s`.
     """
     if not settings.ray_address or not (announces or settings.bind_address == NODE):
         yield settings
         return
-    from wire.placement import at_node, joined_cluster
+    from wire.placement import at_node, joined_cluster, own_place
 
-    with joined_cluster(settings.ray_address):
+    with joined_cluster(settings.ray_address), ExitStack() as stack:
+        if takes is not None:
+            stack.enter_context(own_place(takes, settings.startup_timeout_s, partial(print, flush=True)))
         yield at_node(settings)
 
 

@@ -6,12 +6,14 @@ A service that knows no `ray_address` never comes here, and Ray is not imported.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from wire.signals import kept_handlers
 
 REGISTRY, NAMESPACE = "rlhf-registry", "rlhf"
 REGISTRY_TIMEOUT_S = 20.0  # the first call starts it
+GPUS_TIMEOUT_S = 60.0  # a worker process starts for each place
+MARK = 0.001  # of the one `node:ADDRESS` that each node has, to be placed there
 
 
 def join(ray_address: str) -> None:
@@ -100,6 +104,18 @@ def announced_services(kind: str) -> dict[str, Facts]:
     return found
 
 
+def taken(kind: str, url: str, owner: Owner) -> str | None:
+    """Take a service for `owner`; the folder of the run that has it, where that is another and not known to be over.
+
+    Raises:
+        ServiceError: the registry does not answer.
+    """
+    holder: Owner = _ask_registry("take", kind, url, owner)
+    if holder.life != owner.life and RayCluster().is_over(holder):
+        holder = _ask_registry("take", kind, url, owner, holder.life)
+    return None if holder.life == owner.life else holder.run
+
+
 def _ask_registry(method: str, *arguments: Any) -> Any:
     """It is an actor that outlives the programs that use it; whoever comes first makes it."""
     actor: Any = ray.remote(Registry)
@@ -112,6 +128,53 @@ def _ask_registry(method: str, *arguments: Any) -> Any:
         raise ServiceError(f"the cluster's registry does not answer ({type(error).__name__})") from error
 
 
+def resources_of(node: str) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """The resources of the node that Ray knows by this address: in all, and free."""
+    row = next(row for row in ray.nodes() if row["Alive"] and row["NodeManagerAddress"] == node)
+    return row["Resources"], ray._private.state.available_resources_per_node().get(row["NodeID"], {})
+
+
+@contextmanager
+def own_place(takes: Needs, timeout_s: float, say: Callable[[str], None]) -> Iterator[None]:
+    """This process's share of its own node while the context is open, for a service that was started there by hand.
+
+    Ray gives it to nobody else, and the autoscaler does not take the node for idle. What the node has none of is left
+    out. The process and those it starts see the GPUs of its place, unless `CUDA_VISIBLE_DEVICES` says which.
+
+    Args:
+        takes: its part's name and what it needs.
+        timeout_s: how long it waits for room.
+        say: told what is missing where that takes long.
+
+    Raises:
+        ServiceError: there was no room.
+    """
+    node = ray.util.get_node_ip_address()
+    has, _ = resources_of(node)
+    each = {name: amount for name, amount in takes.each.items() if has.get(name)}
+    if not each or not takes.num:
+        yield
+        return
+    room = Room(f"{takes.part} on node {node}", each, takes.num, node)
+    try:
+        try:
+            asyncio.run(asyncio.wait_for(room.found(say), timeout_s))
+        except TimeoutError:
+            raise ServiceError(
+                f"node {node} had no room for {takes.part} within {timeout_s:.0f} s: others have its places; end one "
+                "of them, or give the node more at its `ray start`"
+            ) from None
+        if each.get("GPU"):
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(room.gpus()))
+        yield
+    finally:
+        room.give_back()
+
+
+def _own_gpus() -> list[str]:
+    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+
+
 class Room:
     """Places in the cluster, packed on as few nodes as hold them; they are kept until `give_back`.
 
@@ -119,15 +182,28 @@ class Room:
         part: who will be there, as a message calls it.
         each: what one place has; zeros are left out.
         num: of places.
+        node: the address by which Ray knows the one node where they must be; by default any.
     """
 
-    def __init__(self, part: str, each: Mapping[str, float], num: int = 1) -> None:
+    def __init__(self, part: str, each: Mapping[str, float], num: int = 1, node: str | None = None) -> None:
         self._needs = Needs(part, {name: amount for name, amount in each.items() if amount}, num)
-        self._group = placement_group([dict(self._needs.each)] * num, strategy="PACK")
+        self._resources = resources if node is None else partial(resources_of, node)
+        bound = {} if node is None else {f"node:{node}": MARK}
+        self._group = placement_group([{**self._needs.each, **bound}] * num, strategy="PACK")
 
     async def found(self, say: Callable[[str], None]) -> None:
         """Return when all places are there; `say` is told what is missing where that takes long. No deadline."""
-        await until_found(self._needs, self._group.wait, resources, say)
+        await until_found(self._needs, self._group.wait, self._resources, say)
+
+    def gpus(self) -> list[str]:
+        """The ids of the GPUs of all places, in their order, once they are found."""
+        ask: Any = ray.remote(_own_gpus)
+        num = self._needs.each.get("GPU", 0)
+        asked = [
+            ask.options(num_cpus=0, num_gpus=num, scheduling_strategy=self.place(index)).remote()
+            for index in range(self._needs.num)
+        ]
+        return [gpu for gpus in ray.get(asked, timeout=GPUS_TIMEOUT_S) for gpu in gpus]
 
     def place(self, index: int = 0) -> PlacementGroupSchedulingStrategy:
         """Where an actor is to be started: in place `index`."""

@@ -61,6 +61,10 @@ def asks_for_reward() -> bool:
     return "reward" in str(state.pending_gang_resource_requests)
 
 
+async def all_free() -> bool:
+    return ray.available_resources().get("reward") == 2
+
+
 async def until(what: str, is_so: Callable[[], Awaitable[bool]]) -> None:
     end = time.monotonic() + LONG_S
     while not await is_so():
@@ -80,7 +84,7 @@ async def grown_and_shrunk(client: RewardClient, hub: ToyHub, node: str) -> None
     weights = [path for _, path, _ in hub.asked if path.endswith(".safetensors")]
     asked = Asked(client)
     work = asyncio.create_task(asked.go_on())
-    assert ray.available_resources()["reward"] == 1
+    assert ray.available_resources()["reward"] == 1  # the service by hand has the one of its node
     grown = await carry_out(client, ["+1"])
     assert [server["url"] for server in grown["servers"]] == [first["url"], "judge-1"], grown
 
@@ -104,7 +108,7 @@ async def grown_and_shrunk(client: RewardClient, hub: ToyHub, node: str) -> None
 
     async def is_asked_for() -> bool:
         (waiting,) = [server for server in (await state())["servers"] if server["url"] == "judge-2"]
-        return "missing: reward (0 of 1 free)" in waiting["doing"] and asks_for_reward()
+        return "missing: reward (0 of 2 free)" in waiting["doing"] and asks_for_reward()
 
     await until("a third is asked for", is_asked_for)
     await carry_out(client, ["1"])
@@ -150,11 +154,12 @@ if __name__ == "__main__":
     os.environ |= {"HF_HOME": sys.argv[1] + "/huggingface", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     with serving(ToyHub(ROOT / ".cache/toy/judge")) as found:
         os.environ["HF_ENDPOINT"] = found.url  # for the actors too
-        two = Cluster(initialize_head=True, connect=False, head_node_args=NODE)
+        two = Cluster(initialize_head=True, connect=False, head_node_args={"resources": {"reward": 1}, **NODE})
         try:
             two.add_node(node_ip_address="127.0.0.2", resources={"reward": 1}, **NODE)
             ray.init(address=two.address, log_to_driver=False)
             asyncio.run(main(Path(sys.argv[1]), sys.argv[2], two, found))
+            asyncio.run(until("the service's own place is given back", all_free))
             print("all is well", json.dumps(found.gets(".safetensors")))
         finally:
             ray.shutdown()

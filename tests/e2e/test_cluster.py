@@ -70,7 +70,7 @@ def test_what_is_derived_keeps_the_types_and_takes_the_sizes() -> None:
         {"CPU", "reward"},
         {"CPU", "rollout"},
     ]
-    assert (types["rollout"]["min_workers"], types["rollout"]["max_workers"], config["max_workers"]) == (2, 3, 4)
+    assert (types["rollout"]["min_workers"], types["rollout"]["max_workers"], config["max_workers"]) == (2, 3, 5)
     assert config["file_mounts"] == REAL.get("file_mounts", {})
     assert not any("install" in line for line in config["setup_commands"])
     for line in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
@@ -84,8 +84,20 @@ def test_each_part_is_where_its_resource_is(seen: Seen) -> None:
     (judge,), (head,) = seen.reward.values(), seen.head.values()
     assert f"found in the cluster: reward service http://{judge}:20000" in seen.output
     assert f"fleet: http://{head}:" in seen.output
-    before = [step for step in seen.steps if step["step"] <= 2]
-    assert {address_in(url) for step in before for url in step["completions_by_replica"]} == set(seen.first.values())
+    assert f"found in the cluster: replica http://{seen.by_hand}:20000" in seen.output
+    assert writers(seen, 0, 2) <= set(seen.first.values()) <= writers(seen, 0, seen.steps_at_cut)
+
+
+def test_a_second_judge_came_on_a_new_host_since_the_first_host_is_the_services(seen: Seen) -> None:
+    ((_, first),), ((_, second),) = seen.reward.items(), seen.more_reward.items()
+    hosts = [address_in(row.split()[0]) for row in seen.judges.splitlines()[:-1]]
+    assert sorted(hosts) == sorted([first, second])
+    assert seen.judges.splitlines()[-1].startswith("2 of its own, ")
+
+
+def test_hosts_that_nobody_needs_are_given_back_and_the_services_own_is_not(seen: Seen) -> None:
+    assert seen.hosts_after_the_run["reward"] == set(seen.reward)
+    assert len(seen.hosts_after_the_run["rollout"]) == SIZES["rollout"][0]
 
 
 def test_a_third_replica_came_on_a_new_host_and_a_short_cut_on_the_way_lost_nobody(seen: Seen) -> None:
@@ -164,7 +176,7 @@ def test_what_the_learner_writes_is_where_the_driver_was_told(seen: Seen) -> Non
 
 def test_a_run_and_a_service_that_end_leave_no_process_on_any_host(seen: Seen) -> None:
     assert {name: left for name, left in seen.left_of_the_run.items() if left} == {}
-    assert seen.exit_codes["reward service"] == 0
+    assert (seen.exit_codes["reward service"], seen.exit_codes["replica"]) == (0, 0)
 
 
 def test_nothing_is_left_of_the_cluster(told: tuple[Seen, Left]) -> None:

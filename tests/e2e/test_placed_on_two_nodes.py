@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import asyncio, os, sys
+import asyncio, os, sys, time
 from dataclasses import replace
 from pathlib import Path
 from aiohttp import web
@@ -28,15 +28,16 @@ from rollout_server.placement import replica_plan
 from trainer.config import RunSettings
 from trainer.judge_service import JudgeService
 from trainer.placement import place_learner
-from wire.errors import ConfigError
+from wire.errors import ConfigError, ServiceError
 from wire import placement
 from wire.hosting import PlacedServer
-from wire.placement import RayCluster, at_node, joined_cluster
+from wire.placement import RayCluster, at_node, joined_cluster, own_place
 from wire.registry import REWARD
+from wire.room import Needs
 
 folder, ports = sys.argv[1:]
 args = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
-cluster = Cluster(initialize_head=True, connect=False, head_node_args={**args, "num_cpus": 1})
+cluster = Cluster(initialize_head=True, connect=False, head_node_args={**args, "num_cpus": 1, "num_gpus": 4})
 driver = cluster.head_node.node_ip_address
 other = cluster.add_node(node_ip_address="127.0.0.2", num_cpus=1, resources={"rollout": 1, "reward": 1}, **args)
 node = "127.0.0.2"
@@ -75,7 +76,28 @@ async def found_in_the_cluster(settings, said):
     print("found while it served")
 
 
+# What a service by hand takes of its node is nobody else's; what the node never had is not asked for.
+def its_own_place(said):
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    with own_place(Needs("the replicas", {"GPU": 1, "no such thing": 1}, 3), 30, said.append):
+        assert sorted(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) == ["0", "1", "2"] and not said, said
+        assert wire.placement.resources_of(driver)[1]["GPU"] == 1
+        try:
+            with own_place(Needs("another", {"GPU": 2}), 4, said.append):
+                pass
+        except ServiceError as error:
+            print("no place", error)
+    while wire.placement.resources_of(driver)[1]["GPU"] != 4:
+        time.sleep(0.1)
+    lacks = f"no room yet for another on node {driver}: it needs 1 x {{GPU: 2}}; missing: GPU (1 of 4 free)"
+    assert said == [lacks], said
+    with own_place(Needs("nobody", {"no such thing": 1}), 1, said.append):
+        pass
+    os.environ.pop("CUDA_VISIBLE_DEVICES")
+
+
 async def main():
+    await asyncio.to_thread(its_own_place, [])
     said = []
     known = {"bind_address": "node", "ray_address": cluster.address, "device": "cpu", "log_dir": "logs"}
     known |= {"token_file": folder + "/token", "port_range": ports, "startup_timeout_s": 60.0}
@@ -154,5 +176,6 @@ def test_each_part_listens_on_its_own_node_in_the_range_and_missing_resources_ar
     assert "all is well" in done.stdout, told
     assert "the reward service listens on its node" in done.stdout, told
     assert "found while it served" in done.stdout, told
+    assert " had no room for another within 4 s: others have its places; end one of them" in done.stdout, told
     assert "mistake replica-1: bind_address 192.0.2.77 is carried by no interface of host" in done.stdout, told
     assert "replica replica-0 ended with exit code 1" in done.stdout, told

@@ -234,7 +234,7 @@ async def test_the_checkpoint_is_loaded_pushed_under_its_version_and_only_then_a
             await fleet.add(server.url)
             world.events.clear()
             replicas: Any = SimpleNamespace(tend=asyncio.Event().wait)
-            yield trainer.services.Writers(world, fleet, replicas, "127.0.0.1")  # type: ignore[arg-type]
+            yield trainer.services.Writers(world, fleet, replicas, None, "127.0.0.1")  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer.services, "running_writers", running_writers)
     sampling = Sampling(10, 0.0, (0,))

@@ -79,7 +79,7 @@ async def summary_of(settings: RunSettings, standins: StandInFleet) -> dict[str,
     async with Fleet(settings, TOKEN) as fleet:
         for url in standins.urls:
             await fleet.add(url)
-        services = Services(learner, fleet, unused, "127.0.0.1", judge, unused)
+        services = Services(learner, fleet, unused, None, "127.0.0.1", judge, unused)
         with open_trace(settings, goes_on=False) as trace:
             run = Run(settings, material, TOKEN, services, print, unused, trace)
             async with Ledger.open(settings, None, print) as ledger:

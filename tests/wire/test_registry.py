@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 from wire.announce import Announcer
+from wire.claim import Owner
 from wire.errors import ServiceError
-from wire.registry import FORGET_AFTER_S, REWARD, Registry
+from wire.registry import FORGET_AFTER_S, REPLICA, REWARD, Registry
 
 
 def test_a_service_is_found_by_its_kind_until_it_is_withdrawn() -> None:
@@ -28,6 +29,23 @@ def test_a_service_that_falls_silent_is_forgotten_and_one_that_goes_on_is_not() 
     registry.announce(REWARD, "http://alive", {})
     now[0] = FORGET_AFTER_S
     assert list(registry.found(REWARD)) == ["http://alive"]
+
+
+def test_a_service_is_one_runs_until_that_is_silent_or_known_to_be_over() -> None:
+    now = [0.0]
+    registry = Registry(lambda: now[0])
+    first, second = Owner("runs/a", "1", "job 1", 60.0), Owner("runs/b", "2", "job 2", 60.0)
+    assert registry.take(REPLICA, "http://a", first) == first
+    now[0] = FORGET_AFTER_S - 1
+    assert registry.take(REPLICA, "http://a", second) == first
+    assert registry.take(REPLICA, "http://b", second) == second
+    assert registry.take(REPLICA, "http://a", first) == first
+    now[0] += FORGET_AFTER_S - 1
+    assert registry.take(REPLICA, "http://a", second) == first  # it was taken again
+    now[0] += 1
+    assert registry.take(REPLICA, "http://a", second) == second  # it was not
+    assert registry.take(REPLICA, "http://a", first, instead_of="1") == second
+    assert registry.take(REPLICA, "http://a", first, instead_of="2") == first
 
 
 def test_an_entry_is_refreshed_though_the_registry_is_away_for_a_while_and_withdrawn_at_the_end(capsys) -> None:

@@ -1,4 +1,4 @@
-"""A cluster yaml for the test's cloud: provider, auth, docker and sizes are changed, and what installs is left out.
+"""A cluster yaml for the test's cloud: provider, auth, docker, sizes and patience are its own, no installing.
 
 What stays is what the test is about: the node types and their custom resources and labels, the files that every host is
 given, and the commands that start Ray.
@@ -20,6 +20,7 @@ PATIENCE = (
     "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=500 RAY_health_check_timeout_ms=1000 "
     "RAY_health_check_failure_threshold=8 AUTOSCALER_UPDATE_INTERVAL_S=1"
 )
+IDLE_MINUTES = 0.1
 # An external provider has no defaults: what a real one fills in is named.
 EMPTY: dict[str, Any] = {
     "file_mounts": {},
@@ -45,6 +46,7 @@ def derived(cluster: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) ->
     theirs. Every node has one of each resource of its own. KeyError where no type has a resource of `sizes`.
     """
     config = copy.deepcopy({**EMPTY, **cluster, "provider": PROVIDER, "auth": AUTH, "docker": {}})
+    config["idle_timeout_minutes"] = IDLE_MINUTES
     for key in SETUP:
         config[key] = [line for line in config[key] if not INSTALLS.search(line)]
     types = config["available_node_types"]

@@ -1,13 +1,15 @@
 """What happens to the cluster, scene by scene, and what is seen of it from outside.
 
-`ray up`; a reward service by hand; the run, on two rollout hosts; a third replica, on a new host; an outsider at every
-port; one of the first hosts cut off until it is given up, its cable mended, another in its place; the run's end; and
+`ray up`; a reward service by hand, and a replica; the run, which finds them, with a replica of its own; a second GenRM
+server, on a new host, and its end; a third replica, on a new host; an outsider at every port; the host of the run's own
+replica cut off until it is given up, its cable mended, another in its place; the run's end, after which hosts go; and
 `ray down`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -20,11 +22,11 @@ from tests.e2e.cluster.derived_yaml import derived
 from tests.e2e.cluster.hosts import ROOT
 from tests.e2e.cluster.outsider import ROUTES
 from tests.e2e.cluster.programs import Program
-from tests.e2e.cluster.toy_run import ToyRun, python, reward_service
+from tests.e2e.cluster.toy_run import RewardService, ToyRun, python, replica_by_hand
 from tests.e2e.cluster.world import World
 
 REAL: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "cluster.yaml").read_text())
-SIZES = {"reward": (1, 1), "rollout": (2, 3)}
+SIZES = {"reward": (1, 2), "rollout": (2, 3)}
 TOKEN = "~/.config/disaggregated-rloo/token"
 NUM_STEPS = 30  # 12 to 20 of them under the slow judge
 START_S = 240.0  # until servers are up that load their libraries all at once on two cores
@@ -41,9 +43,12 @@ class Seen:
 
     head: Mapping[str, str] = field(default_factory=dict)
     reward: Mapping[str, str] = field(default_factory=dict)
+    more_reward: Mapping[str, str] = field(default_factory=dict)
     first: Mapping[str, str] = field(default_factory=dict)
     third: Mapping[str, str] = field(default_factory=dict)
     replacement: Mapping[str, str] = field(default_factory=dict)
+    by_hand: str = ""  # the address of the replica that was started by hand
+    judges: str = ""  # the reward service's table, when the second server had given a verdict
     cut_off: str = ""  # the address of the host whose cable was cut
     listeners: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
@@ -59,6 +64,7 @@ class Seen:
     files: list[str] = field(default_factory=list)
     audit: str = ""
     left_of_the_run: dict[str, list[str]] = field(default_factory=dict)
+    hosts_after_the_run: dict[str, set[str]] = field(default_factory=dict)  # by node type
     machines_after: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -77,12 +83,17 @@ class Story:
         """All scenes, in order."""
         self._scene("ray up", self._ray_up)
         (head,), (reward,) = self.seen.head, self.seen.reward
-        self._service = reward_service(self._world, reward)
+        self._service = RewardService(self._world, reward)
+        by_hand, self.seen.by_hand = next(iter(self.seen.first.items()))
+        self._replica = replica_by_hand(self._world, by_hand)
         self._scene("reward service", lambda: self._service.wait_for("reward service http", START_S))
+        self._scene("replica", lambda: self._replica.wait_for("replica-0 http", START_S))
+        self._service.scale("+1")  # nobody waits for it
         slow = Program(self._world, reward, "slow", python("tests.e2e.cluster.slow_judge"))
         self._run = ToyRun(self._world, head, NUM_STEPS)
         try:
             self._scene("run", lambda: self._run.wait_for("fleet: ", START_S))
+            self._scene("second judge", self._see_the_second_judge)
             self._scene("third replica", self._grow)
             self._scene("outsider", self._look_from_outside)
             self._scene("cut", self._cut)
@@ -131,10 +142,26 @@ class Story:
         self.seen.head = self._hosts("trainer", 1)
         self.seen.reward, self.seen.first = self._hosts("reward", 1), self._hosts("rollout", 2)
 
+    def _see_the_second_judge(self) -> None:
+        """It gives verdicts to the run, and is sent away again."""
+        self.seen.more_reward = self._hosts("reward", 1, self.seen.reward)
+        (address,) = self.seen.more_reward.values()
+        gave = re.compile(rf"http://{re.escape(address)}:\d+ +ready .* [1-9]\d* answers")
+
+        def has_judged() -> bool:
+            self.seen.judges = self._service.scale("status")
+            return gave.search(self.seen.judges) is not None
+
+        self._service.wait_until(has_judged, START_S, f"verdict of {address}")
+        self._service.scale("1")
+        self._service.wait_until(
+            lambda: address not in self._service.scale("status"), SOON_S, "end of the second judge"
+        )
+
     def _grow(self) -> None:
         """To three replicas; on the way one of the two hosts is cut off so shortly that nothing comes of it."""
-        self._run.scale("3")
-        blinking = next(iter(self.seen.first))
+        self._run.scale("2")  # of its own
+        (blinking,) = (name for name, address in self.seen.first.items() if address == self.seen.by_hand)
         self._world.ask("cut", name=blinking)
         time.sleep(BLIP_S)
         self._world.ask("restore", name=blinking)
@@ -165,7 +192,7 @@ class Story:
 
     def _cut(self) -> None:
         """A host that writes is cut off; the run parts with it and goes on, and the provider is told to end it."""
-        name, self.seen.cut_off = next(iter(self.seen.first.items()))
+        ((name, self.seen.cut_off),) = (row for row in self.seen.first.items() if row[1] != self.seen.by_hand)
         self.seen.steps_at_cut = len(self._run.steps())
         self._world.ask("cut", name=name)
         lost = f"replica http://{self.seen.cut_off}:"
@@ -194,10 +221,23 @@ class Story:
         seen.exit_codes["run"] = run.wait(START_S)
         seen.output, seen.steps, seen.files = run.text(), run.steps(), run.files()
         seen.summary, seen.audit = json.loads(run.read("summary.json")), run.audit()
+        seen.exit_codes["replica"] = self._replica.stop(SOON_S)
+        seen.hosts_after_the_run = self._hosts_when_idle_ones_are_gone()
         others = [name for name in self._machines() if name not in seen.reward]
         seen.left_of_the_run = {name: self._left_on(name, OF_A_RUN) for name in others}
         seen.exit_codes["reward service"] = self._service.stop(SOON_S)
         seen.left_of_the_run |= {name: self._left_on(name, OF_A_RUN) for name in seen.reward}
+
+    def _hosts_when_idle_ones_are_gone(self) -> dict[str, set[str]]:
+        """Hosts by node type, as soon as no type has more than it must, at most after SOON_S."""
+        end = time.monotonic() + SOON_S
+        while True:
+            found: dict[str, set[str]] = {}
+            for name, machine in self._machines().items():
+                found.setdefault(machine["tags"].get("ray-user-node-type", ""), set()).add(name)
+            if all(len(found.get(kind, ())) <= fewest for kind, (fewest, _) in SIZES.items()) or time.monotonic() > end:
+                return found
+            time.sleep(0.5)
 
     def _ray_down(self) -> None:
         self._type(f"cd {ROOT} && ray down -y ~/cluster.yaml", timeout_s=120)

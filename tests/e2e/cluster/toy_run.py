@@ -16,11 +16,12 @@ EPISODES_PER_STEP = 16
 # Every host has the models where this machine has them. Ports of ours are told from Ray's by their range.
 EVERYWHERE = [
     *("--config", "configs/toy.yaml", "--ray_address", "auto", "--bind_address", "node", "--port_range", "20000-20099"),
-    *("--judge_model_name_or_path", str(TOY / "judge")),
 ]
+JUDGE = ["--judge_model_name_or_path", str(TOY / "judge")]
+REPLICAS = ["--model_name_or_path", str(TOY / "policy"), "--replicas", "1"]  # of the run, and by hand
 RUN = [
-    *("--model_name_or_path", str(TOY / "policy"), "--dataset_name", str(TOY / "helpsteer3"), "--output_dir", OUTPUT),
-    *("--num_eval_prompts", "0", "--judge_check", "false", "--learning_rate", "1e-5", "--replicas", "2"),
+    *("--dataset_name", str(TOY / "helpsteer3"), "--output_dir", OUTPUT),
+    *("--num_eval_prompts", "0", "--judge_check", "false", "--learning_rate", "1e-5"),
     *("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"),
     *("--probe_interval_s", "1", "--probe_timeout_s", "10", "--transfer_timeout_s", "20"),
 ]
@@ -31,9 +32,26 @@ def python(module: str, *flags: str) -> str:
     return shlex.join(["python", "-m", module, *flags])
 
 
-def reward_service(world: World, host: str) -> Program:
+class RewardService(Program):
     """The reward service, by hand on `host`."""
-    return Program(world, host, "reward", python("reward_server.main", *EVERYWHERE))
+
+    def __init__(self, world: World, host: str) -> None:
+        super().__init__(world, host, "reward", python("reward_server.main", *EVERYWHERE, *JUDGE))
+
+    @property
+    def url(self) -> str:
+        """Where it answers, once it has said so."""
+        return self.text().split("reward service ")[1].split()[0]
+
+    def scale(self, command: str) -> str:
+        """What `reward_server.scale` prints."""
+        flags = ("--config", "configs/toy.yaml", "--reward_url", self.url)
+        return self._world.run(self.host, f"cd {FOLDER} && {python('reward_server.scale', command, *flags)}")
+
+
+def replica_by_hand(world: World, host: str) -> Program:
+    """A replica, by hand on `host`."""
+    return Program(world, host, "replica", python("rollout_server.main", *EVERYWHERE, *REPLICAS))
 
 
 class ToyRun(Program):
@@ -41,7 +59,7 @@ class ToyRun(Program):
 
     def __init__(self, world: World, host: str, num_steps: int) -> None:
         size = ["--total_episodes", str(num_steps * EPISODES_PER_STEP)]
-        super().__init__(world, host, "run", python("trainer.main", *EVERYWHERE, *RUN, *size))
+        super().__init__(world, host, "run", python("trainer.main", *EVERYWHERE, *JUDGE, *REPLICAS, *RUN, *size))
 
     def read(self, name: str) -> str:
         """A file of its folder; empty where it is not there."""
