@@ -21,6 +21,7 @@ from wire.waits import waiting
 WATCH_INTERVAL_S = 2.0
 CHECK_TIMEOUT_S = 60.0  # a host that does not answer for so long is frozen, or its node is cut off
 PLACE_MARGIN_S = 15.0  # the host keeps the start's own deadline
+LOOK_EVERY_S = 5.0
 STARTS = "starts"
 IS_ASKED = "is asked who judges there"
 
@@ -38,6 +39,7 @@ class JudgeService:
     def __init__(self, settings: RewardSettings, cluster: Cluster, owner: Owner, say: Callable[[str], None]) -> None:
         self._settings, self._cluster, self._owner, self._say = settings, cluster, owner, say
         self._host: PlacedServer | None = None
+        self._said: set[str] = set()
         self._is_left = False  # by a dead driver, and not known yet to be fit
         self.is_adopted = False
         self.url = settings.reward_url or ""
@@ -104,20 +106,34 @@ class JudgeService:
         try:
             found = await asyncio.to_thread(announced_services, REWARD)
         except ServiceError as error:
-            self._say(f"{error}; no service is looked for in the cluster")
+            self._say_once(f"{error}; no service is looked for in the cluster")
             return None
         with waiting("judge", IS_ASKED):
-            return await choose(found, facts_of(self._settings), self._say)
+            return await choose(found, facts_of(self._settings), self._say_once)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
     async def _started(self) -> str:
-        self._host = PlacedServer(reward_plan(self._settings), self._cluster, self._owner, self._say)
+        """One of this run's own, or one that is announced while that waits for room: a service by hand that is still
+        loading has the place already."""
+        host = self._host = PlacedServer(reward_plan(self._settings), self._cluster, self._owner, self._say)
         timeout_s = self._settings.startup_timeout_s
+        placing = asyncio.create_task(host.place())
         try:
             with waiting("judge", STARTS):
                 async with asyncio.timeout(timeout_s):
-                    await self._host.place()
+                    while not (await asyncio.wait([placing], timeout=LOOK_EVERY_S))[0]:
+                        if found := await self._found():
+                            await self.stop()
+                            return found
+            placing.result()
         except TimeoutError:
             raise ServiceError(f"the reward service found no node with room for it within {timeout_s:.0f} s") from None
+        finally:
+            placing.cancel()
         url = await self._answer()
         self._say(f"ready: {url}")
         return url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,32 @@ async def test_a_run_that_joins_another_ends_what_its_driver_left(
     assert actor.is_killed
     assert await service.start() == "http://joined" and not service.is_adopted
     await service.watch()  # there is nothing to look after
+    await service.stop()
+
+
+async def test_one_that_is_announced_while_the_runs_own_waits_for_room_is_joined_and_the_own_one_is_not_placed(
+    settings: RewardSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a service by hand has the node's place, and still loads."""
+    looks = 0
+
+    async def choose(found: object, wanted: object, say: Callable[[str], None]) -> str | None:
+        nonlocal looks
+        looks += 1
+        say("another is not joined")
+        return "http://announced" if looks > 3 else None
+
+    monkeypatch.setattr(trainer.judge_service, "choose", choose)
+    monkeypatch.setattr(trainer.judge_service, "LOOK_EVERY_S", 0.01)
+    cluster = FakeCluster()
+    cluster.has_room = False
+    said: list[str] = []
+    service = JudgeService(settings, cluster, MINE, said.append)
+    await service.inherit()
+    assert await service.start() == "http://announced"
+    assert [actor.is_killed for actor in cluster.actors.values()] == [True]
+    assert said == ["another is not joined"]
+    await service.watch()  # it is not this run's to look after
     await service.stop()
 
 
