@@ -1,7 +1,7 @@
 """What becomes of a policy that is trained on a judge that can be gamed, and when does a tripwire see it?
 
     python -m deploy.toy.make --gamed
-    python -m benchmarks.gaming [--steps 40] [--eval_steps 2] [--eval_prompts 64] [--folder runs/gaming]
+    python -m benchmarks.gaming [--steps 72] [--eval_steps 2] [--eval_prompts 128] [--folder runs/gaming]
 
 Two runs of the toy job (configs/toy.yaml through `python -m trainer.main`: real replica, judges, learner and pushes)
 from the same policy and seed. Both are trained on the judge that can be gamed (`judge-gamed`, see deploy/toy/gamed.py)
@@ -39,9 +39,9 @@ SETUP = [
     *("--judge_check", "false", "--judge_pairing", "single", "--replicas", "1", "--save_steps", "0"),
     # Steps so large, and a rate so low, that an evaluation is over within a few of them, as it is in a real run.
     # Without a price for length the policy would first learn to have the word by talking on.
-    *("--gradient_accumulation_steps", "16", "--learning_rate", "2e-4"),
+    *("--gradient_accumulation_steps", "16", "--learning_rate", "1e-4"),
     *("--overlong_weight", "2", "--overlong_cache", "8"),
-    # 64 comparisons every 2 steps are far more than the default share of so small a run.
+    # 128 comparisons every 2 steps are far more than the default share of so small a run.
     *("--eval_share", "1"),
 ]
 COMPLETIONS_A_STEP = 128
@@ -87,9 +87,9 @@ class Course:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="of 128 completions (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=72, help="of 128 completions (default: %(default)s)")
     parser.add_argument("--eval_steps", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--eval_prompts", type=int, default=64, help="held-out prompts (default: %(default)s)")
+    parser.add_argument("--eval_prompts", type=int, default=128, help="held-out prompts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="these alone")
     parser.add_argument("--folder", type=Path, default=Path("runs/gaming"), help="default: %(default)s")
