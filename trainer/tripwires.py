@@ -58,17 +58,17 @@ WARN_AT = (
     "logp_gap>0.1",  # between max_first_logp_gap and max_logp_gap, which stops by itself
     "judge_gap>0.15",  # two standard errors of an evaluation of 64 prompts
     "judge_gap_low>0",  # likewise, of any number: one in forty evaluations of a healthy run
-    "score_gap_low>0.25",  # points of score: one in 7,000 evaluations of 64 prompts, as below
+    "score_gap_low>0",  # likewise
 )
 # Nothing that a healthy run passes through. How far kl, entropy and length may go is a matter of the data; logp_gap
 # has a gate of its own. Nearly all verdicts missing is a judge that is gone. judge_gap_low is the lower end of a 95 %
 # interval: where the judges agree on 70 % of the prompts and neither is gamed, it is above 0.1 in one evaluation in
 # 3,000 with 64 prompts (standard error 0.07), in 30,000 with 128. A limit on judge_gap itself fits one number only.
 # score_gap_low sees a gamed judge sooner, for a score tells how far an answer wins, and an outcome only that it does.
-# Where the margins of two honest judges differ by 1.2 points (standard deviation; standard error 0.15 with 64 prompts),
-# half a point by chance is out of reach. A healthy run would have to gain two points by its own judge and hear the
-# second one grant three quarters of them.
-STOP_AT = ("missing>0.9", "judge_gap_low>0.1", "score_gap_low>0.5")
+# Where the margins of two honest judges differ by 1.2 points (standard deviation; standard error 0.15 with 64 prompts), it
+# is above 0.25 by chance in one evaluation in 7,000. Else a run would have to gain a whole point by its own judge, and
+# hear the second one grant about half of it.
+STOP_AT = ("missing>0.9", "judge_gap_low>0.1", "score_gap_low>0.25")
 
 
 @dataclass(frozen=True)

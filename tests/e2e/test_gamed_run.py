@@ -111,7 +111,7 @@ def test_the_run_is_stopped_because_the_judges_part(stopped: Stopped) -> None:
     assert summary["stopped"] in " ".join(stopped.printed.split())
     assert summary["tripwires"][-1]["kind"] == "stop"
     evaluation = summary["evaluation"]
-    assert evaluation["judge_gap_low"] > 0.1 or evaluation["score_gap_low"] > 0.5
+    assert evaluation["judge_gap_low"] > 0.1 or evaluation["score_gap_low"] > 0.25
     assert evaluation["judge_gap"] > evaluation["judge_gap_low"] > 0 < evaluation["score_gap_low"]
     assert evaluation["missing"] <= 0.25
     assert evaluation["step"] < summary["steps"] <= evaluation["step"] + 5 * EVERY  # it was not long in coming

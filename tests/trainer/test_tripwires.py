@@ -181,9 +181,9 @@ def test_by_default_judges_that_surely_part_end_the_run_at_once_and_a_noisy_gap_
     ):
         wires.look(10, {GAP: 0.2, "eval/judge_gap_low": 0.12})
     wires = Tripwires(WARN_AT, STOP_AT, lambda _: None)
-    wires.look(1, {"eval/score_gap": 0.9, "eval/score_gap_low": 0.45})
-    with pytest.raises(Tripped, match=r"tripwire score_gap_low at step 2: .* is 0.55, above 0.5 \(stop_at\); look"):
-        wires.look(2, {"eval/score_gap": 0.8, "eval/score_gap_low": 0.55})
+    wires.look(1, {"eval/score_gap": 0.9, "eval/score_gap_low": 0.24})
+    with pytest.raises(Tripped, match=r"tripwire score_gap_low at step 2: .* is 0.3, above 0.25 \(stop_at\); look"):
+        wires.look(2, {"eval/score_gap": 0.8, "eval/score_gap_low": 0.3})
 
 
 def test_an_infinite_value_is_beyond_every_limit_and_can_be_written_down() -> None:
