@@ -65,9 +65,9 @@ WARN_AT = (
 # interval: where the judges agree on 70 % of the prompts and neither is gamed, it is above 0.1 in one evaluation in
 # 3,000 with 64 prompts (standard error 0.07), in 30,000 with 128. A limit on judge_gap itself fits one number only.
 # score_gap_low sees a gamed judge sooner, for a score tells how far an answer wins, and an outcome only that it does.
-# Where the margins of two honest judges differ by 1.2 points (standard deviation; standard error 0.15 with 64 prompts), it
-# is above 0.25 by chance in one evaluation in 7,000. Else a run would have to gain a whole point by its own judge, and
-# hear the second one grant about half of it.
+# Where the margins of two honest judges differ by 1.2 points (standard deviation; standard error 0.15 with 64 prompts),
+# it is above 0.25 by chance in one evaluation in 7,000. Else a run would have to gain a whole point by its own judge,
+# and hear the second one grant about half of it.
 STOP_AT = ("missing>0.9", "judge_gap_low>0.1", "score_gap_low>0.25")
 
 
