@@ -1,4 +1,4 @@
-"""Replicas that are started by hand in a cluster: announced while they serve, and found by the run that has no other.
+"""Replicas that are started by hand in a cluster: announced while they serve, and joined by one run at a time.
 
     rollout_server.main --announces--> registry <--looks, takes-- Finder --adds--> fleet
 

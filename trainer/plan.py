@@ -49,7 +49,8 @@ class Plan:
             f"{s.num_steps * s.optimizer_steps_per_step} steps warm up",
             f"learner          {s.num_learner_ranks} x {device}, ZeRO-{self.zero['stage']}{extra}, {precision}, "
             f"gradient checkpointing {'on' if s.gradient_checkpointing else 'off'}",
-            f"fleet            {s.replicas} started + {len(s.rollout_urls)} joined, tensor parallel "
+            f"fleet            {s.replicas} started + {len(s.rollout_urls)} joined"
+            f"{' + those found in the cluster' if s.finds_replicas else ''}, tensor parallel "
             f"{s.rollout_tensor_parallel_size}, weights over {s.transfer_backend}",
             "GPUs             " + ", ".join(f"{name} {count}" for name, count in self.gpus.items()),
             f"learner memory   {m.total / GB:.1f} GB a rank: model states {m.model_states / GB:.1f}, reference "

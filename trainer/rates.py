@@ -142,8 +142,11 @@ def make_layout(settings: RunSettings, rates: Rates) -> Layout:
     """What the settings and the rates come to.
 
     Raises:
-        ConfigError: the number of GenRM servers is in neither.
+        ConfigError: the number of replicas or of GenRM servers is in neither.
     """
+    replicas = settings.replicas + len(settings.rollout_urls)
+    if not replicas:
+        raise ConfigError("how many replicas will be found in the cluster? give --replicas so many, for the reckoning")
     servers = rates.genrm_servers or (0 if settings.reward_url else settings.judge_servers + len(settings.judge_urls))
     if not servers:
         raise ConfigError(f"how many GenRM servers stand behind {settings.reward_url}? give genrm_servers in the rates")
@@ -156,7 +159,7 @@ def make_layout(settings: RunSettings, rates: Rates) -> Layout:
         verdicts=verdicts_per_group(settings),
         compares=settings.judge_pairing != "single",
         max_lag=settings.max_lag,
-        replicas=settings.replicas + len(settings.rollout_urls),
+        replicas=replicas,
         replica_slots=slots,
         genrm_servers=servers,
         genrm_slots=rates.genrm_slots or settings.judge_max_num_seqs,

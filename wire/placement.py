@@ -124,7 +124,7 @@ def _ask_registry(method: str, *arguments: Any) -> Any:
             name=REGISTRY, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0, max_restarts=-1
         ).remote()
         return ray.get(getattr(registry, method).remote(*arguments), timeout=REGISTRY_TIMEOUT_S)
-    except (ray.exceptions.RayError, ValueError) as error:
+    except (ray.exceptions.RayError, ValueError, AttributeError) as error:  # the last: it is of older software
         raise ServiceError(f"the cluster's registry does not answer ({type(error).__name__})") from error
 
 

@@ -93,6 +93,12 @@ def test_a_joined_judge_of_unknown_size_is_asked_about() -> None:
         make_layout(RunSettings(device="cpu", reward_url="http://b"), RATES)
 
 
+def test_replicas_that_will_be_found_cannot_be_reckoned_with() -> None:
+    settings = RunSettings(device="cpu", replicas=0, ray_address="auto")
+    with pytest.raises(ConfigError, match="how many replicas will be found in the cluster"):
+        make_layout(settings, RATES)
+
+
 def group_of(occurrence: int) -> Group:
     """Two completions of 100 and 200 tokens; a verdict of 30 s."""
     completions = [
