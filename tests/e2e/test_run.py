@@ -20,6 +20,7 @@ import pytest
 
 from tests.e2e.conftest import ROOT, START_S, Program
 from trainer.supervisor import RUN_ENV
+from wire.process import url_of
 from wire.token import auth_headers, read_token
 
 SHORT = ("--total_episodes", "256", "--num_eval_prompts", "8", "--eval_steps", "2", "--save_steps", "2")
@@ -241,14 +242,21 @@ def test_a_replayed_step_is_what_it_was(run: Observed) -> None:
     assert refused.returncode == 2 and "What can be: steps 3 to 4 (kept checkpoints: 2, 4;" in refused.stderr
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
+@pytest.mark.parametrize(
+    ("sign", "address"), [(signal.SIGINT, "::1"), (signal.SIGKILL, "127.0.0.1")], ids=["ctrl-c", "kill-9"]
+)
 def test_a_run_ended_in_its_middle_leaves_nothing_but_what_it_had_joined(
-    start: Callable[..., Program], folder: Path, reward_url: str, sign: signal.Signals
+    start: Callable[..., Program], folder: Path, reward_url: str, sign: signal.Signals, address: str
 ) -> None:
-    flags = ("--reward_url", reward_url, "--replicas", "1", "--num_eval_prompts", "0")
+    flags = ("--reward_url", reward_url, "--replicas", "1", "--num_eval_prompts", "0", "--bind_address", address)
     program = start("trainer.main", *flags, "--output_dir", str(folder / sign.name), name=sign.name)
-    program.wait_for("step 1/")
+    text = program.wait_for("step 1/")  # its transfer group has met on that address, too
+    assert f"fleet: {url_of(address, 0).removesuffix('0')}" in text
     processes = processes_of(program)
+    words = {process.pid: " ".join(process.cmdline()) for process in processes}
+    servers = {pid for pid, line in words.items() if line.startswith("VLLM::") or "vllm.entrypoints" in line}
+    listening = listeners(servers)
+    assert len(listening) >= 2 and set.union(*listening.values()) == {address}, listening
     ids = run_ids(processes)
     names = {process.name() for process in processes}
     assert {"raylet", "gcs_server"} <= names
