@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 TOY = ROOT / ".cache" / "toy"
 TOY_CONFIG = ROOT / "configs" / "toy.yaml"
 START_S = 420.0
+# In a shell's background SIGINT is ignored, and so it would be by all that is started here: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,9 +19,8 @@ from tests.e2e.cluster.world import World, a_world, holders, why_not
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 SSH = "ssh -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=3"
 OWNER = """
-import json, signal, time
+import json, time
 from tests.e2e.cluster.world import a_world
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 with a_world() as world:
     world.ask("create", cluster="c", tags={}, count=2)
     print(json.dumps(world.ask("namespaces")), flush=True)
