@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import aiohttp
 
 from reward_server.config import RewardSettings
-from wire.announce import Announcer
 from wire.registry import REWARD, Facts
 
 PROBE_TIMEOUT_S = 5.0
@@ -28,10 +26,9 @@ def announced(settings: RewardSettings, url: str) -> Iterator[None]:
     if not settings.ray_address or not settings.reward_announce:
         yield
         return
-    from wire import placement
+    from wire.placement import announcer
 
-    announce = partial(placement.announce, REWARD, url, facts_of(settings))
-    with Announcer(announce, partial(placement.withdraw, REWARD, url)):
+    with announcer(REWARD, url, facts_of(settings)):
         yield
 
 

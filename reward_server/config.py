@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from reward_server.aggregate import AGGREGATIONS, TIE_BREAK, TIE_BREAK_LIMIT
 from reward_server.dialects import dialect_named
 from reward_server.pairings import PAIRINGS
+from wire.engine import resolve_device
 from wire.errors import ConfigError
 from wire.settings import ServiceSettings
 
@@ -98,6 +99,11 @@ class RewardSettings(ServiceSettings):
         default=TIE_BREAK,
         metadata={"help": "Points a ranking step gives one of two equal scores and takes from the other."},
     )
+
+    @property
+    def gpus_per_genrm(self) -> int:
+        """GPUs of its node that a GenRM server has; 0 on a CPU."""
+        return self.judge_tensor_parallel_size if resolve_device(self.device) == "cuda" else 0
 
     def check(self) -> None:
         """Raises ConfigError on values that cannot work, alone or together."""

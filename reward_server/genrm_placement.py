@@ -18,7 +18,6 @@ from reward_server.genrm import genrm_process
 from reward_server.startup import GenrmProcess, Startup
 from wire import placement
 from wire.address import NODE
-from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
 from wire.placement import Room, at_node
 from wire.signals import kept_handlers
@@ -91,7 +90,7 @@ class PlacedGenrm:
         settings = self._settings
         with kept_handlers():
             await asyncio.to_thread(join, str(settings.ray_address))
-        gpus = settings.judge_tensor_parallel_size * (resolve_device(settings.device) == "cuda")
+        gpus = settings.gpus_per_genrm
         room = self._room = Room(self._name, {"reward": 1, "GPU": gpus})
         try:
             async with asyncio.timeout(settings.startup_timeout_s):

@@ -35,7 +35,6 @@ from reward_server.remote import Host, Say
 from reward_server.started import StartedServers
 from reward_server.startup import GenrmProcess
 from wire.address import settled
-from wire.engine import resolve_device
 from wire.errors import ConfigError, ServiceError
 from wire.ports import bound_in_range
 from wire.process import url_of
@@ -196,9 +195,7 @@ def place_of(settings: RewardSettings) -> Needs | None:
     """What the service has of its node in a cluster; None where its place was found for it by who started it."""
     if not settings.reward_announce:
         return None
-    is_cuda = resolve_device(settings.device) == "cuda"
-    gpus = settings.judge_servers * settings.judge_tensor_parallel_size if is_cuda else 0
-    return Needs("the reward service", {"reward": 1, "GPU": gpus})
+    return Needs("the reward service", {"reward": 1, "GPU": settings.judge_servers * settings.gpus_per_genrm})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,6 @@ from reward_server.fetch_state import FetchState
 from reward_server.service import STOP_GRACE_S, service_flags, service_process
 from reward_server.weights import Weights
 from wire.claim import Claim, Owner
-from wire.engine import resolve_device
 from wire.hosted import HostedServer
 from wire.hosting import Plan
 from wire.identity import Identity, digest, digest_of_model, software_of
@@ -45,7 +44,6 @@ class RewardHost(HostedServer):
 
 def reward_plan(settings: RewardSettings) -> Plan:
     """The service, on a node with the resource `reward` and the GPUs of its GenRM servers."""
-    is_cuda = resolve_device(settings.device) == "cuda"
     return Plan(
         kind=KIND,
         index=0,
@@ -54,7 +52,7 @@ def reward_plan(settings: RewardSettings) -> Plan:
         arguments=(settings,),
         identity=reward_identity(settings),
         resources={"reward": 1},
-        num_gpus=settings.judge_servers * settings.judge_tensor_parallel_size * is_cuda,
+        num_gpus=settings.judge_servers * settings.gpus_per_genrm,
         is_kept=settings.keeps_servers,
         stop_timeout_s=45.0,  # it takes up to 30 s to end its GenRM servers
     )

@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from rollout_server.config import RolloutSettings
+from wire.announce import Announcer
 from wire.errors import ServiceError
-from wire.registry import Facts
+from wire.registry import REPLICA, Facts
 
 LOOK_EVERY_S = 5.0
 
@@ -27,6 +28,13 @@ def facts_of(settings: RolloutSettings) -> Facts:
         "deterministic",
     )  # fmt: skip
     return {name: getattr(settings, name) for name in names}
+
+
+def announced(settings: RolloutSettings, url: str) -> Announcer:
+    """A context in which the replica at `url` is in the registry of the cluster that this process has joined."""
+    from wire.placement import announcer  # Ray is not imported before it is needed
+
+    return announcer(REPLICA, url, facts_of(settings))
 
 
 class Joiners(Protocol):

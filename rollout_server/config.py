@@ -104,6 +104,11 @@ class RolloutSettings(ServiceSettings):
         return self.max_prompt_length + self.response_length
 
     @property
+    def gpus_per_replica(self) -> int:
+        """GPUs of its node that a replica has; 0 on a CPU."""
+        return self.rollout_tensor_parallel_size if resolve_device(self.device) == "cuda" else 0
+
+    @property
     def finds_replicas(self) -> bool:
         """Whether replicas by hand and the run find one another in a cluster."""
         return self.rollout_discovery and self.ray_address is not None

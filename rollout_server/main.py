@@ -11,18 +11,14 @@ import signal
 import threading
 import time
 from contextlib import ExitStack
-from functools import partial
 from types import FrameType
 
-from rollout_server.announce import facts_of
+from rollout_server.announce import announced
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_process
 from wire.address import settled
-from wire.announce import Announcer
-from wire.engine import resolve_device
 from wire.keeper import Keeper
 from wire.models import check_model
-from wire.registry import REPLICA
 from wire.room import Needs
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
@@ -31,7 +27,7 @@ from wire.token import read_or_create_token
 def serve(settings: RolloutSettings, stop: threading.Event) -> None:
     """Run the replicas until `stop` is set; all are ended on the way out."""
     keepers = [Keeper(replica_process(settings, index, shares_host=True)) for index in range(settings.replicas)]
-    announced: set[str] = set()
+    known: set[str] = set()
     with ExitStack() as stack:
         for keeper in keepers:
             stack.callback(keeper.process.stop)
@@ -40,22 +36,14 @@ def serve(settings: RolloutSettings, stop: threading.Event) -> None:
                 if keeper.tend(time.monotonic()):
                     url = keeper.process.url
                     print(f"{keeper.process.name} {url}", flush=True)
-                    if settings.finds_replicas and url not in announced:
-                        announced.add(url)
-                        stack.enter_context(_announced(settings, url))
-
-
-def _announced(settings: RolloutSettings, url: str) -> Announcer:
-    from wire import placement
-
-    announce = partial(placement.announce, REPLICA, url, facts_of(settings))
-    return Announcer(announce, partial(placement.withdraw, REPLICA, url))
+                    if settings.finds_replicas and url not in known:
+                        known.add(url)
+                        stack.enter_context(announced(settings, url))
 
 
 def places_of(settings: RolloutSettings) -> Needs:
     """What the replicas have of their node in a cluster."""
-    gpus = settings.rollout_tensor_parallel_size if resolve_device(settings.device) == "cuda" else 0
-    return Needs("the replicas", {"rollout": 1, "GPU": gpus}, settings.replicas)
+    return Needs("the replicas", {"rollout": 1, "GPU": settings.gpus_per_replica}, settings.replicas)
 
 
 def main() -> int:
@@ -64,9 +52,8 @@ def main() -> int:
     check_model(settings.model_name_or_path, "model_name_or_path")
     read_or_create_token(settings.token_file)
     stop = threading.Event()
-    with settled(
-        settings, announces=settings.finds_replicas, takes=places_of(settings)
-    ) as here:  # before the signals: Ray has handlers of its own
+    # Before the signals: Ray has handlers of its own.
+    with settled(settings, announces=settings.finds_replicas, takes=places_of(settings)) as here:
         _stop_on_signals(stop)
         serve(here, stop)
     return 0

@@ -7,7 +7,6 @@ from dataclasses import replace
 from rollout_server.config import RolloutSettings
 from rollout_server.replica import replica_command, replica_process
 from wire.claim import Claim, Owner
-from wire.engine import resolve_device
 from wire.hosted import HostedServer
 from wire.hosting import Plan
 from wire.identity import Identity, digest, digest_of_model, software_of
@@ -32,7 +31,6 @@ class ReplicaHost(HostedServer):
 
 def replica_plan(settings: RolloutSettings, index: int) -> Plan:
     """Replica `index`, from 0, on a node with the resource `rollout` and its GPUs."""
-    is_cuda = resolve_device(settings.device) == "cuda"
     return Plan(
         kind=KIND,
         index=index,
@@ -41,7 +39,7 @@ def replica_plan(settings: RolloutSettings, index: int) -> Plan:
         arguments=(settings,),
         identity=replica_identity(settings, index),
         resources={"rollout": 1},
-        num_gpus=settings.rollout_tensor_parallel_size if is_cuda else 0,
+        num_gpus=settings.gpus_per_replica,
         is_kept=settings.keeps_servers,
     )
 

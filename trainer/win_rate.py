@@ -56,8 +56,8 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 def score_interval(differences: Sequence[float]) -> tuple[float, float]:
     """(low, high) of the 95 % confidence interval of a mean difference in points of score, over prompts.
 
-    Wald's interval. A square of one point is added to the sum of squares, so that a few prompts that happen to agree
-    are no certainty here either; of a dozen prompts or more it is nothing. There must be at least one difference.
+    Wald's interval, with an addition of this project's own: a square of one point goes to the sum of squares, so that a
+    few prompts that happen to agree are no certainty here either. There must be at least one difference.
     """
     centre = fmean(differences)
     squares = sum((value - centre) ** 2 for value in differences) + 1

@@ -22,6 +22,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from wire.address import NODE
+from wire.announce import Announcer
 from wire.claim import Owner
 from wire.errors import ConfigError, ServiceError
 from wire.hosting import Plan
@@ -96,6 +97,11 @@ def announce(kind: str, url: str, facts: Facts) -> None:
 def withdraw(kind: str, url: str) -> None:
     """Take it back. Raises ServiceError where the registry does not answer."""
     _ask_registry("withdraw", kind, url)
+
+
+def announcer(kind: str, url: str, facts: Facts) -> Announcer:
+    """A context in which a service is in the registry."""
+    return Announcer(partial(announce, kind, url, facts), partial(withdraw, kind, url))
 
 
 def announced_services(kind: str) -> dict[str, Facts]:
