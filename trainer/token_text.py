@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers.decoders import ByteLevel
 
 Decode = Callable[[Sequence[int]], str]
@@ -26,11 +27,11 @@ def decoder_of(tokenizer: Any) -> Decode:
 
     if not is_plain or type(getattr(backend, "decoder", None)) is not ByteLevel:
         return decode
-    table = bytes_of_tokens(backend)
+    table = np.array(bytes_of_tokens(backend), object)  # `take` looks ids up without making an integer of each
 
     def joined(ids: Sequence[int]) -> str:
         try:
-            return b"".join(map(table.__getitem__, ids)).decode(errors="replace")
+            return b"".join(table.take(np.asarray(ids, np.intp)).tolist()).decode(errors="replace")
         except IndexError:  # beyond the vocabulary, where a model has room for more tokens than the tokenizer
             return decode(ids)
 
