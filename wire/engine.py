@@ -113,6 +113,10 @@ def vllm_environment(
         if tensor_parallel_size == 1:
             env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             env.setdefault("OMP_NUM_THREADS", "1")
+            # The engine computes in the scheduler's own process: each of a small model's steps would otherwise be
+            # handed to a worker process and back. vLLM insists on one because it cannot set OpenMP's environment
+            # within a process; it is set here, before the server starts.
+            env.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         else:  # ranks of one server spin in shared memory: each needs a core of its own
             env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(str(core) for core in range(tensor_parallel_size)))
     if deterministic:

@@ -21,7 +21,7 @@ NUM_STEPS = 30  # of a run
 LAST_STEPS = 3  # in which nobody is struck: a run must not end before what a strike did was seen
 POLL_S = 0.005
 WAYS = ("kill", "freeze", "freeze a while")
-PARTS = ("api", "engine", "worker")
+PARTS = ("api", "engine")
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,14 @@ class Replicas:
 
 
 def processes_at(url: str) -> dict[str, psutil.Process] | None:
-    """The replica's processes: `api`, which answers; `engine`, its scheduler; `worker`, which holds the weights.
+    """The replica's processes: `api`, which answers, and `engine`, which schedules and holds the weights.
     None where one of them is missing."""
     port = url.rpartition(":")[2]
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
             if "vllm.entrypoints.openai.api_server" in command and command[command.index("--port") + 1] == port:
-                engine = _child(process, "EngineCore")
-                return {"api": process, "engine": engine, "worker": _child(engine, "Worker")}
+                return {"api": process, "engine": _child(process, "EngineCore")}
     return None
 
 

@@ -137,7 +137,7 @@ def test_every_socket_of_ours_listens_on_its_nodes_address_alone(seen: Seen) -> 
     # The control API; the ranks' meeting and the transfer group's, with the connections of its rank 0.
     assert len([program for program in programs if "trainer.main" in program]) == 1
     assert len([program for program in programs if "ray::PlacedRank" in program]) >= 3
-    assert {"reward_server.main", "api_server", "VLLM::Worker"} <= {
+    assert {"reward_server.main", "api_server", "VLLM::EngineCore"} <= {
         word for row in seen.listeners[reward] for word in row["program"].replace(".openai.", " ").split()
     }
 

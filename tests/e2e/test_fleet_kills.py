@@ -19,7 +19,7 @@ def test_a_run_goes_on_over_a_death_in_a_transfer_and_over_a_fleet_that_froze(fo
         strikes = iter(
             [
                 Strike("kill", "api", in_transfer=True, victim=first),
-                Strike("freeze a while", "worker", in_transfer=True, victim=second, least=1),
+                Strike("freeze a while", "engine", in_transfer=True, victim=second, least=1),
             ]
         )
         wait_until_they_answer(ground, [first, second])

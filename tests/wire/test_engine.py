@@ -46,3 +46,14 @@ def test_on_a_gpu_vllms_batch_invariant_mode_is_asked_for_by_the_name_it_has(mon
 def test_prompts_share_their_heads_unless_each_must_be_computed_in_one_way(on: bool, flag: str) -> None:
     flags = command(deterministic=on)
     assert [word for word in flags if word.endswith("prefix-caching")] == [flag]
+
+
+def test_on_a_cpu_a_server_of_one_rank_computes_where_it_schedules_unless_the_shell_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    monkeypatch.delenv(name, raising=False)
+    assert environment()[name] == "0"
+    assert name not in environment(tensor_parallel_size=2).keys() | environment(device="cuda").keys()
+    monkeypatch.setenv(name, "1")
+    assert environment()[name] == "1"

@@ -17,18 +17,18 @@ from pathlib import Path
 WORKS_S, RESTS_S = 0.1, 1.9
 
 
-def worker() -> int:
+def engine() -> int:
     """The process that computes for this host's GenRM server."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
-            if (process / "cmdline").read_text().startswith("VLLM::Worker"):
+            if (process / "cmdline").read_text().startswith("VLLM::EngineCore"):
                 return int(process.name)
     raise SystemExit("no GenRM server runs here")
 
 
 def main() -> None:
     """Stop it and let it go on, again and again."""
-    pid, over = worker(), threading.Event()
+    pid, over = engine(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     while not over.is_set():
         os.kill(pid, signal.SIGSTOP)
