@@ -46,8 +46,9 @@ class Registry:
         """Who has the service at `url`: `owner`, unless another took it within FORGET_AFTER_S. One whose life is
         `instead_of` has it no longer. To be said again every ANNOUNCE_EVERY_S."""
         now = self._clock()
-        holder, since = self._takers.get((kind, url), (owner, now))
-        if holder.life in (owner.life, instead_of) or now - since >= FORGET_AFTER_S:
+        self._takers = {key: taken for key, taken in self._takers.items() if now - taken[1] < FORGET_AFTER_S}
+        holder, _ = self._takers.get((kind, url), (owner, now))
+        if holder.life in (owner.life, instead_of):
             self._takers[kind, url] = owner, now
             return owner
         return holder
