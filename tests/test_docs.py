@@ -20,6 +20,7 @@ from rollout_server.fleet import Fleet
 from rollout_server.scale import ScaleSettings
 from trainer.answering import AnswerSettings
 from trainer.ledger import Ledger
+from trainer.ledger_past import Past
 from trainer.lineage import Lineage
 from trainer.verdicts import VerdictRecord
 from wire.generation import PolicyVersion
@@ -130,7 +131,7 @@ def test_the_monitoring_table_names_what_the_code_logs() -> None:
     code = "".join(text_of(f"trainer/{name}.py") for name in LOGGING)
     logged = {name for name in METRIC.findall(code) if not name.startswith("time/")}
     logged |= set(VerdictRecord(max_unreadable=1.0).drain()) | set(Fleet(RolloutSettings(device="cpu"), "").metrics())
-    logged |= set(Ledger(Path(), PolicyVersion(0, 0), Lineage(0, {}), {}, {}).metrics())
+    logged |= set(Ledger(Path(), Past(PolicyVersion(0, 0), Lineage(0, {}))).metrics())
     described = {row[0] for row in first_cells("Monitoring") if "/" in row[0] or row[0] in logged}
     assert len(logged) > 20
     assert {name for name in described if not name.startswith("time/")} == logged

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from trainer.config import RunSettings
 from trainer.folders import aside_of, in_thread, remove_folder, replace_folder
-from trainer.ledger import LEDGER_FILE
+from trainer.ledger_past import LEDGER_FILE
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 from wire.waits import waiting

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.ledger import LEDGER_FILE
+from trainer.ledger_past import LEDGER_FILE
 from trainer.lineage import Fork, Lineage
 from wire.generation import PolicyVersion
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import RunSettings
-from trainer.ledger import KEPT_FROM, LEDGER_FILE, completion_of
 from trainer.ledger_check import History, Surviving, TrainedGroup, history_in, reading
+from trainer.ledger_past import KEPT_FROM, LEDGER_FILE, completion_of
 from trainer.provenance import COMPLETION_FIELDS, PER_COMPLETION, PER_GROUP, short_digest
 from wire.errors import ConfigError
 from wire.generation import Completion, PolicyVersion

@@ -1,8 +1,8 @@
 """Tokens to text, for the judge.
 
 The tokenizers library looks each token up, maps each of its letters to a byte, and joins the bytes. Where the tokenizer
-is byte-level, as those of nearly all policies are, a token's bytes are always the same, and a table of them does
-the same in a third of the time: what is left of it is the largest single part of the driver's work.
+is byte-level, as those of nearly all policies are, a token's bytes are always the same, and a table of them does the
+same in a sixth of the time.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.learner_kills import Broken
-from trainer.ledger import LEDGER_FILE
 from trainer.ledger_check import Surviving, problems, read_history
+from trainer.ledger_past import LEDGER_FILE
 from trainer.lineage import Lineage
 from wire.generation import PolicyVersion
 

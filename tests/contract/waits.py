@@ -53,7 +53,8 @@ from trainer.config import RunSettings
 from trainer.contest import Contest
 from trainer.evaluate import evaluate_held_out
 from trainer.judge_service import JudgeService
-from trainer.ledger import LEDGER_FILE, Ledger
+from trainer.ledger import Ledger
+from trainer.ledger_past import LEDGER_FILE
 from trainer.ledger_writer import connect
 from trainer.pipeline import Pipeline
 from trainer.prompts import Prompt

@@ -23,7 +23,8 @@ from trainer.advantages import assemble_rewards, step_advantages
 from trainer.audit import audit, main
 from trainer.config import RunSettings
 from trainer.group import Group
-from trainer.ledger import LEDGER_FILE, Ledger
+from trainer.ledger import Ledger
+from trainer.ledger_past import LEDGER_FILE
 from trainer.prompts import Prompt, hash_seed
 from trainer.provenance import number_marks, step_digest
 from trainer.record import recorded

@@ -16,7 +16,7 @@ import torch
 
 from trainer.checkpoint import Checkpoints, DriverState
 from trainer.config import RunSettings
-from trainer.ledger import LEDGER_FILE
+from trainer.ledger_past import LEDGER_FILE
 from wire.errors import ConfigError, ServiceError
 from wire.generation import PolicyVersion
 

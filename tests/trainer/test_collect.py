@@ -16,7 +16,8 @@ from trainer.batch import Sample
 from trainer.collect import Collector, Logprobs
 from trainer.config import RunSettings
 from trainer.group import Group
-from trainer.ledger import Ledger, Remembered
+from trainer.ledger import Ledger
+from trainer.ledger_past import Past, Remembered
 from trainer.lineage import Fork, Lineage
 from trainer.prompts import Prompt
 from wire.errors import PromptDropped, ServiceError
@@ -110,7 +111,7 @@ class World:
 
 def forgetful() -> Ledger:
     """A ledger that is never opened: it recalls nothing and keeps nothing."""
-    return Ledger(Path(), PolicyVersion(0, 0), Lineage(0, {}), {}, {})
+    return Ledger(Path(), Past(PolicyVersion(0, 0), Lineage(0, {})))
 
 
 def collector(world: World, ledger: Ledger | None = None, **changes: Any) -> Collector:
@@ -295,7 +296,7 @@ async def test_what_the_ledger_holds_is_used_while_its_weights_are_ancestors_and
     world = World()
     world.version = world.learner_version = PolicyVersion(1, 7)
     remembered = {5: Remembered({1: written_by(version)}, {})}
-    ledger = Ledger(Path(), PolicyVersion(1, 7), Lineage(1, {1: Fork(0, 7)}), remembered, {})
+    ledger = Ledger(Path(), Past(PolicyVersion(1, 7), Lineage(1, {1: Fork(0, 7)}), remembered))
     changes = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "max_lag": 1}
     group = await collector(world, ledger, **changes)(PROMPT, num_before)
     assert (group.completions[1].replica == "http://replica-9") is is_used
@@ -304,7 +305,7 @@ async def test_what_the_ledger_holds_is_used_while_its_weights_are_ancestors_and
 
 async def test_held_out_completions_are_not_in_the_ledger() -> None:
     remembered = {5: Remembered({1: written_by("0.7")}, {})}
-    ledger = Ledger(Path(), PolicyVersion(0, 7), Lineage(0, {}), remembered, {})
+    ledger = Ledger(Path(), Past(PolicyVersion(0, 7), Lineage(0, {}), remembered))
     world = World()
     judged = await collector(world, ledger).judged(PROMPT, purpose="held-out")
     assert judged.completions[1].replica == "http://replica-0" and not ledger.counts

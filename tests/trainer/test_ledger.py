@@ -17,7 +17,8 @@ import pytest
 from trainer.checkpoint import DriverState
 from trainer.config import RunSettings
 from trainer.group import Group
-from trainer.ledger import LEDGER_FILE, Ledger
+from trainer.ledger import Ledger
+from trainer.ledger_past import LEDGER_FILE
 from trainer.prompts import Prompt
 from trainer.stats import StepStats
 from wire.errors import ConfigError, ServiceError

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.test_ledger import group, opened, state
-from trainer.ledger import LEDGER_FILE
 from trainer.ledger_check import main, problems
+from trainer.ledger_past import LEDGER_FILE
 from trainer.stats import StepStats
 from wire.generation import PolicyVersion
 
