@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rollout_server.rendezvous import store_on
+from tests.ranks import leave
 from trainer.lora import served_weights
 from trainer.publish import TransferSettings, WeightSender, ZeroWeightSource
 from wire.errors import ServiceError
@@ -107,8 +108,7 @@ def main() -> None:
                 assert all(parameter.numel() == 0 for parameter in model.parameters())  # shards again
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
