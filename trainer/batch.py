@@ -41,7 +41,10 @@ MicroBatch = list[Sample]  # packed into one sequence; empty where a rank has le
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """One optimizer step's work of one rank. `denominator`: completions of the step over all ranks."""
+    """One optimizer step's work of one rank, or a part of it.
+
+    `denominator`: completions of the whole optimizer step over all ranks, by which the loss is divided.
+    """
 
     micro_batches: list[MicroBatch]
     denominator: int
@@ -80,7 +83,12 @@ def pack_for_ranks(samples: Sequence[Sample], num_ranks: int, token_budget: int)
 
 
 def build_batch(
-    samples: Sequence[Sample], *, num_ranks: int, num_mini_batches: int, token_budget: int
+    samples: Sequence[Sample],
+    *,
+    num_ranks: int,
+    num_mini_batches: int,
+    token_budget: int,
+    denominator: int | None = None,
 ) -> list[list[MiniBatch]]:
     """`[rank][mini_batch]` of one step of the loop.
 
@@ -89,11 +97,12 @@ def build_batch(
         num_ranks: learner ranks.
         num_mini_batches: optimizer steps the batch is split into; empty parts are left out.
         token_budget: tokens of a packed micro-batch.
+        denominator: what the loss is divided by; None: the samples of a mini-batch.
     """
     parts = [samples[index::num_mini_batches] for index in range(num_mini_batches)]
     per_rank: list[list[MiniBatch]] = [[] for _ in range(num_ranks)]
     for part in parts:
         if part:
             for rank, micro_batches in enumerate(pack_for_ranks(part, num_ranks, token_budget)):
-                per_rank[rank].append(MiniBatch(micro_batches, len(part)))
+                per_rank[rank].append(MiniBatch(micro_batches, denominator or len(part)))
     return per_rank

@@ -26,7 +26,12 @@ step takes its groups in the order of admission and so waits for the slowest of 
        A_i = R_(i-1-max_lag)       F_i = max(A_i, F_(i-1) + G)       J_i = max(F_i, J_(i-1) + U)
        R_i = max(R_(i-1) + passes, J_i + L_i + last pass) + step + push
 
-   `expected_step_s` is the mean of R_i - R_(i-1) with L_i drawn from its distribution and G, U from normal ones.
+   Where the step is begun early, all of it but what the last verdict is waited for with is done before that:
+
+       R_i = max(R_(i-1) + passes + (1 - f) step, J_i + L_i + last pass) + f step + push
+
+   with f the share of a last group and of half a part that was not full. `expected_step_s` is the mean of
+   R_i - R_(i-1) with L_i drawn from its distribution and G, U from normal ones.
    With max_lag 0 that is E[L] + last pass + step + push.
 
 Left out: a batch's drawn-out end overlaps with the next batch's start, groups are bound to a replica once they are
@@ -120,6 +125,7 @@ def _expected_step_s(layout: Layout) -> float:
     judge_sd = math.sqrt(layout.prompts * layout.verdicts) * _deviation(layout.verdict) / layout.judging
     last_pass = layout.reference_s * math.ceil(layout.completions / layout.ranks)
     passes = max(0.0, passes_s(layout) - (layout.push_s if layout.push_beside else 0.0))
+    before = layout.step_s * (1.0 - (layout.early + 1) / 2 / layout.prompts) if layout.early else 0.0
     quantiles = np.interp([(i + 0.5) / BATCHES for i in range(BATCHES)], cdf, times).tolist()
     random.shuffle(quantiles)  # stratified: the mean of L is exact, only the order is drawn
     live: deque[float] = deque([0.0] * (lag + 1), maxlen=lag + 1)
@@ -128,7 +134,7 @@ def _expected_step_s(layout: Layout) -> float:
     for whole in quantiles:
         begun = max(live[0], begun + random.gauss(fleet, fleet_sd))
         judging = max(begun, judging + random.gauss(judge, judge_sd))
-        end = max(live[-1] + passes, judging + whole + last_pass) + layout.step_s + layout.push_s
+        end = max(live[-1] + passes + before, judging + whole + last_pass) + layout.step_s - before + layout.push_s
         live.append(end)
         ends.append(end)
     steps = [later - earlier for earlier, later in pairwise(ends[WARM:])]

@@ -81,6 +81,12 @@ class RunSettings(RolloutSettings, CheckSettings):
     max_tokens_per_microbatch: int = field(
         default=0, metadata={"help": "Token budget of a packed micro-batch; 0: one longest completion."}
     )
+    early_gradients: bool = field(
+        default=False,
+        metadata={
+            "help": "Begin with the groups of a step that are judged while others are not; see trainer/accumulation.py."
+        },
+    )
     max_lag: int = field(default=1, metadata={"help": "Most optimizer steps a completion may be behind; 0: on-policy."})
     lookahead: int = field(
         default=0, metadata={"help": "How many later groups may be trained on before one that is not ready."}
@@ -246,6 +252,27 @@ class RunSettings(RolloutSettings, CheckSettings):
     def optimizer_steps_per_step(self) -> int:
         """Optimizer steps of one step of the loop (1 unless a batch is split or reused)."""
         return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def begins_early(self) -> bool:
+        """Whether a step's gradient is begun before all of its groups are there: asked for, and possible.
+
+        It is not where a batch is split, reused or normalised as a whole, and not in a deterministic run, where time
+        must not decide in which order gradients are summed.
+        """
+        is_whole = self.normalize_reward or self.normalize_advantage or self.optimizer_steps_per_step > 1
+        return self.early_gradients and not is_whole and not self.deterministic
+
+    @property
+    def completions_per_micro_step(self) -> int:
+        """Completions of one micro-step over all ranks: what is begun early at a time."""
+        return self.per_device_train_batch_size * self.num_learner_ranks
+
+    @property
+    def loss_denominator(self) -> int | None:
+        """What an optimizer step's loss is divided by: all of its completions where it is begun early, since how many
+        of them will be trained on is not known then; None: those that are trained on."""
+        return self.completions_per_step if self.begins_early else None
 
     @property
     def adapters(self) -> str:

@@ -58,6 +58,7 @@ class LearnerRank:
         self._device = torch.device("cuda", 0) if self._is_cuda else torch.device("cpu")
         self._dtype = torch.bfloat16 if settings.bf16 else torch.float32
         self._adapters: Adapters | None = None
+        self._begun = StepStats()  # of what the next step has already
         self._sender: WeightSender | None = None
 
     # --- start
@@ -203,11 +204,18 @@ class LearnerRank:
             logprobs = self._reference(packed, with_entropy=False)[0]
         return logprobs
 
+    def accumulate(self, mini_batch: MiniBatch) -> None:
+        """A part of the coming step's gradient. What `step` is called with next is the rest, and its denominator is
+        the same; it is the step's only mini-batch, in one epoch."""
+        with self._memory_guard("the training step"):
+            for samples in mini_batch.micro_batches:
+                self._begun = self._begun + self._backward(samples, None, mini_batch.denominator, is_last=False)
+
     def step(self, mini_batches: list[MiniBatch]) -> StepStats:
         """All optimizer steps of one step of the loop."""
         with self._memory_guard("the training step"):
             old = self._old_logprobs(mini_batches)
-            stats = StepStats()
+            stats, self._begun = self._begun, StepStats()
             for _ in range(self._settings.num_ppo_epochs):
                 for index, mini_batch in enumerate(mini_batches):
                     stats = stats + self._optimizer_step(mini_batch, old[index] if old else None)
@@ -231,18 +239,24 @@ class LearnerRank:
         stats = StepStats()
         last = len(mini_batch.micro_batches) - 1
         for index, samples in enumerate(mini_batch.micro_batches):
-            packed = to_tensors(samples, self._device)
-            new_M, entropy_M = self._engine(packed)
-            old_M = new_M.detach() if old is None else old[index]
-            loss, part = self._loss(packed, new_M, old_M, entropy_M, mini_batch.denominator)
-            stats = stats + part
-            self._engine.set_gradient_accumulation_boundary(index == last)
-            # DeepSpeed averages gradients over the ranks, RLOO over the completions (the denominator spans all ranks):
-            # times the ranks undoes the one. scale_wrt_gas=False: no division by accumulation steps either.
-            self._engine.backward(loss * self._settings.num_learner_ranks, scale_wrt_gas=False)
+            old_M = None if old is None else old[index]
+            stats = stats + self._backward(samples, old_M, mini_batch.denominator, is_last=index == last)
         self._engine.step()
         stats.grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
         stats.learning_rate = float(self._engine.get_lr()[0])
+        return stats
+
+    def _backward(
+        self, samples: MicroBatch, old_M: torch.Tensor | None, denominator: int, *, is_last: bool
+    ) -> StepStats:
+        """Add a micro-batch's gradient; `is_last`: the optimizer's step follows."""
+        packed = to_tensors(samples, self._device)
+        new_M, entropy_M = self._engine(packed)
+        loss, stats = self._loss(packed, new_M, new_M.detach() if old_M is None else old_M, entropy_M, denominator)
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed averages gradients over the ranks, RLOO over the completions (the denominator spans all ranks):
+        # times the ranks undoes the one. scale_wrt_gas=False: no division by accumulation steps either.
+        self._engine.backward(loss * self._settings.num_learner_ranks, scale_wrt_gas=False)
         return stats
 
     def _loss(

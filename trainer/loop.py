@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from trainer.accumulation import Accumulation, Stepper
 from trainer.advantages import step_advantages
-from trainer.batch import MiniBatch, build_batch
 from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.lineage import Lineage
@@ -21,15 +21,6 @@ from trainer.prompts import Prompt, PromptStream
 from trainer.stats import StepStats
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
-
-
-class Stepper(Protocol):
-    """The learner as the loop sees it; `trainer.ranks.Learner` is the real one."""
-
-    @property
-    def num_ranks(self) -> int: ...
-
-    async def step(self, batch: Sequence[Sequence[MiniBatch]]) -> StepStats: ...
 
 
 class Ledger(Protocol):
@@ -109,19 +100,14 @@ async def train(
     observe(pipeline)
     async with pipeline:
         while version.step < settings.num_steps:
-            with journal.timed("wait"):
-                groups = await pipeline.take(settings.prompts_per_step)
-            lags = [_lag(group, version, ledger.lineage, settings.max_lag) for group in groups]
-            inspect(groups)
-            groups = step_advantages(groups, settings)
-            batch = build_batch(
-                [sample for group in groups for sample in group.samples()],
-                num_ranks=learner.num_ranks,
-                num_mini_batches=settings.num_mini_batches,
-                token_budget=settings.microbatch_tokens,
-            )
-            with journal.timed("step"):
-                stats = await learner.step(batch)
+            async with Accumulation(learner, settings) as accumulation:
+                with journal.timed("wait"):
+                    groups = await pipeline.take(settings.prompts_per_step, certain=accumulation.offer)
+                lags = [_lag(group, version, ledger.lineage, settings.max_lag) for group in groups]
+                inspect(groups)
+                groups = step_advantages(groups, settings)
+                with journal.timed("step"):
+                    stats = await accumulation.finish(groups)
             version = PolicyVersion(version.lineage, version.step + 1)
             await ledger.record_step(version, groups, stats, dropped=pipeline.drain_passed_over())
             with journal.timed("publish"):

@@ -18,7 +18,7 @@ import yaml
 from rollout_server.client import WRITES
 from trainer.config import RunSettings
 from trainer.group import Group
-from trainer.ranks import SCORES, SENDS, STEPS
+from trainer.ranks import ACCUMULATES, SCORES, SENDS, STEPS
 from trainer.rates import Rates
 from wire.waits import Wait
 
@@ -34,7 +34,7 @@ class RateMeter:
 
     def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
-        self._learner: dict[str, list[float]] = {STEPS: [], SCORES: [], SENDS: []}
+        self._learner: dict[str, list[float]] = {STEPS: [], ACCUMULATES: [], SCORES: [], SENDS: []}
         self._writing: dict[str, float] = {}  # by group: seconds that a replica wrote for it
         self._token_s: list[float] = []
         self._tokens: list[float] = []
@@ -76,7 +76,7 @@ class RateMeter:
             verdict_spread=_spread(verdict_s),
             verdict_tail=max(1.0, max(verdict_s) / middle),
             verdict_tokens=fmean(self._verdict_tokens),
-            step_s=fmean(steps),
+            step_s=(sum(steps) + sum(self._learner[ACCUMULATES])) / len(steps),
             reference_s=sum(self._learner[SCORES]) * self._settings.num_learner_ranks / self._num_scored,
             push_s=fmean(self._learner[SENDS]) if self._learner[SENDS] else 0.0,
         )

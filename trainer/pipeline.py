@@ -29,11 +29,12 @@ IN_THE_MAKING = "is in the making"
 
 @dataclass
 class _Entry:
-    """A group that waits to be taken; `overtaken`: by how many that were admitted later."""
+    """A group that waits to be taken; `overtaken`: by how many that were admitted later; `is_told`: that it will be."""
 
     prompt: Prompt
     task: asyncio.Task[Group]
     overtaken: int = 0
+    is_told: bool = False
 
 
 def always(_: Group) -> bool:
@@ -66,6 +67,7 @@ class Pipeline:
         self._prompts, self._collect, self._capacity = prompts, collect, capacity
         self._lookahead, self._is_wanted = lookahead, is_wanted
         self._queue: list[_Entry] = []
+        self._made = asyncio.Event()  # set when the making of any group is over
         self._taken = 0  # groups handed out and not yet released: they still hold their places
         self.num_dropped = 0
         self.num_unwanted = 0
@@ -96,8 +98,13 @@ class Pipeline:
         """Groups that hold a place."""
         return len(self._queue) + self._taken
 
-    async def take(self, num: int) -> list[Group]:
+    async def take(self, num: int, certain: Callable[[Group], None] = lambda _: None) -> list[Group]:
         """The next `num` groups in order of admission; one that is passed over gives its place to the next in order.
+
+        Args:
+            num: how many.
+            certain: told of each of them once, as soon as it is ready and nothing that may become of the others keeps
+                it from being among them.
 
         Raises:
             ServiceError: so many groups in a row were passed over that no prompt can be the reason.
@@ -106,7 +113,7 @@ class Pipeline:
         groups: list[Group] = []
         num_unwanted = 0
         while len(groups) < num:
-            entry = await self._next_done()
+            entry = await self._next_done(num - len(groups), certain)
             try:
                 group = entry.task.result()
             except PromptDropped as error:
@@ -119,6 +126,7 @@ class Pipeline:
                 self.num_unwanted += 1
                 self._pass_over(entry, UNWANTED)
                 continue
+            self._tell(entry, certain)
             self._overtake(entry)
             self._remove(entry)
             self._taken += 1
@@ -136,15 +144,34 @@ class Pipeline:
         self._taken -= num
         self._admit()
 
-    async def _next_done(self) -> _Entry:
-        """The first that is ready, among those that may be taken; waits for one."""
+    async def _next_done(self, num: int, certain: Callable[[Group], None]) -> _Entry:
+        """The first that is ready, among those that may be taken; waits for one.
+
+        Of the first `num`, of which so many are wanted yet, each that is ready and wanted will be taken: those before
+        it are fewer, and those after it are not taken before it.
+        """
         while True:
             window = self._may_be_taken()
             for entry in window:
                 if entry.task.done():
                     return entry
             with waiting(f"group {window[0].prompt.occurrence}", IN_THE_MAKING):
-                await asyncio.wait([entry.task for entry in window], return_when=asyncio.FIRST_COMPLETED)
+                while not any(entry.task.done() for entry in window):
+                    for entry in self._queue[:num]:
+                        if not entry.is_told and self._is_ready(entry):
+                            self._tell(entry, certain)
+                    self._made.clear()
+                    await self._made.wait()
+
+    def _is_ready(self, entry: _Entry) -> bool:
+        """Whether it can be taken, and will not be passed over."""
+        task = entry.task
+        return task.done() and task.exception() is None and self._is_wanted(task.result())
+
+    def _tell(self, entry: _Entry, certain: Callable[[Group], None]) -> None:
+        if not entry.is_told:
+            entry.is_told = True
+            certain(entry.task.result())
 
     def _may_be_taken(self) -> list[_Entry]:
         """The first, and those after it up to the first that must not be overtaken any more."""
@@ -183,7 +210,9 @@ class Pipeline:
         while self.num_alive < self._capacity:
             prompt = next(self._prompts)
             making = self._make(prompt, self.num_alive + self._lookahead)
-            self._queue.append(_Entry(prompt, asyncio.create_task(making, name=f"group-{prompt.occurrence}")))
+            task = asyncio.create_task(making, name=f"group-{prompt.occurrence}")
+            task.add_done_callback(lambda _: self._made.set())
+            self._queue.append(_Entry(prompt, task))
 
     async def _make(self, prompt: Prompt, num_before: int) -> Group:
         return await self._collect(prompt, num_before)

@@ -19,12 +19,14 @@ from wire.waits import waiting
 TRANSFER_MARGIN_S = 20.0  # a rank keeps a transfer's deadline itself; this is for its host
 CLOSE_TIMEOUT_S = 10.0
 STEPS, SCORES, LOADS, SAVES, EXPORTS = "steps", "scores", "loads weights", "saves", "exports"
+ACCUMULATES = "accumulates"
 FORMS_GROUP, SENDS = "forms the transfer group", "sends weights"
 LEARNER = "learner"  # all ranks, as a peer
 REASONS = {  # of waiting for a rank, by the call
     "pick_port": "picks a port",
     "setup": "loads the policy",
     "step": STEPS,
+    "accumulate": ACCUMULATES,
     "reference": SCORES,
     "open_transfer": FORMS_GROUP,
     "send_weights": SENDS,
@@ -129,6 +131,11 @@ class Learner:
             for micro_batch, rows in zip(micro_batches, reply, strict=True):
                 by_sample.update((id(sample), row) for sample, row in zip(micro_batch, rows, strict=True))
         return [by_sample[id(sample)] for sample in samples]
+
+    async def accumulate(self, batch: Sequence[MiniBatch]) -> None:
+        """A part of the next step's gradient; `batch[rank]` is a rank's share. The weights stay as they are."""
+        async with self._lock:
+            await self._on_all("accumulate", *[(share,) for share in batch])
 
     async def step(self, batch: Sequence[Sequence[MiniBatch]]) -> StepStats:
         """One step of the loop; `batch[rank]` is a rank's share. Waits for a transfer that is under way."""

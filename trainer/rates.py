@@ -121,6 +121,7 @@ class Layout:
     reference_s: float
     push_s: float
     push_beside: bool
+    early: int = 0  # groups that a part of a step's gradient is made of, begun before all are there; 0: none is
 
     @property
     def per_step(self) -> int:
@@ -172,6 +173,7 @@ def make_layout(settings: RunSettings, rates: Rates) -> Layout:
         reference_s=rates.reference_s,
         push_s=rates.push_s,
         push_beside=rates.push_beside,
+        early=-(-settings.completions_per_micro_step // settings.rloo_k) if settings.begins_early else 0,
     )
 
 

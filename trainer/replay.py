@@ -2,7 +2,8 @@
 
     checkpoint 118 --step 119--> --step 120-->      each compared with the ledger: loss, gradient norm, KL, advantages
 
-The learner is the run's own (Ray, DeepSpeed, as many ranks), and the batch is cut as it was. Tokens, sampled log-probs
+The learner is the run's own (Ray, DeepSpeed, as many ranks), and the batch is cut as it was, unless it was begun early:
+then the sums come in another order. Tokens, sampled log-probs
 and advantages come from the ledger; the prompts' tokens from the data set. A group's KL is compared where the ledger
 says that it was measured by the very weights that are there again; other groups' was measured by older ones.
 """
@@ -265,6 +266,7 @@ async def compared(
             num_ranks=settings.num_learner_ranks,
             num_mini_batches=settings.num_mini_batches,
             token_budget=settings.microbatch_tokens,
+            denominator=settings.loss_denominator,
         )
     )
     return [

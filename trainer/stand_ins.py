@@ -305,6 +305,7 @@ class SimulatedRank:
         self._members: Sequence[Member] = ()
         self.meters = {name: Meter() for name in ("reference", "step", "push")}
         self.meter = Meter()  # of all together: passes go beside a push
+        self._begun = 0.0  # share of the coming step that was done
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(type(self), f"_{name.removesuffix('_beside')}")
@@ -321,9 +322,16 @@ class SimulatedRank:
             await asyncio.sleep(self._layout.reference_s * sum(len(batch) for batch in micro_batches))
         return [[(sample.sampled_logprobs, sample.sampled_logprobs) for sample in batch] for batch in micro_batches]
 
-    async def _step(self, share: Sequence[MiniBatch]) -> StepStats:
+    async def _accumulate(self, part: MiniBatch) -> None:
+        share = sum(map(len, part.micro_batches)) * self._layout.ranks / self._layout.per_step
+        self._begun += share
         with self.meters["step"].used(), self.meter.used():
-            await asyncio.sleep(self._layout.step_s)
+            await asyncio.sleep(self._layout.step_s * share)
+
+    async def _step(self, share: Sequence[MiniBatch]) -> StepStats:
+        left, self._begun = max(0.0, 1.0 - self._begun), 0.0
+        with self.meters["step"].used(), self.meter.used():
+            await asyncio.sleep(self._layout.step_s * left)
         return StepStats()
 
     async def _open_transfer(self, members: Sequence[Member], timeout_s: float) -> TransferReport:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from trainer.ranks import SCORES, STEPS
+from trainer.ranks import ACCUMULATES, SCORES, STEPS
 from wire.waits import WAITS, Wait, Waits
 
 REPLICA, JUDGE, LEARNER = "replicas", "judge", "learner"
@@ -22,6 +22,7 @@ WORK = {  # the kind of peer and why it is waited for, where that means that it 
     ("judge", "judges"): JUDGE,
     ("genrm", "judges"): JUDGE,
     ("learner", STEPS): LEARNER,
+    ("learner", ACCUMULATES): LEARNER,
     ("learner", SCORES): LEARNER,
 }
 
