@@ -15,9 +15,10 @@ them:
 
 An episode is one completion that was trained on. Contenders run one after another, in turn forwards and backwards over
 the rounds, each as a fresh process; the servers' prefix caches are emptied before each. The rate is taken from the end
-of step `warm_steps` to the end of the last step, so that no start is in it. Each learner computes in as many threads as
-there are cores, in fp32, without gradient checkpointing; nobody evaluates, checkpoints or checks the judge. TRL logs
-nothing; this project writes its usual TensorBoard events and step log.
+of step `warm_steps` to the end of the last step, so that no start is in it. TRL's learner computes in as many threads
+as there are cores, ours in as many as the configuration says (one: the servers compute beside it); both in fp32,
+without gradient checkpointing. Nobody evaluates, checkpoints or checks the judge. TRL logs nothing; this project writes
+its usual TensorBoard events and step log.
 
 What was done is read from the servers, not from the contenders: verdicts given, completions and tokens written, and the
 label of the last weights. Processor seconds are those of all processes, user and system, over the same steps;
@@ -58,7 +59,7 @@ CONFIG = "configs/toy.yaml"
 CONTENDERS = ("trl_stock", "trl_servers", "on_policy", "max_lag_1")
 NUM_REPLICAS = 2
 START_S, RUN_S = 420.0, 1800.0
-LEARNER_ENV = {  # what trainer/placement.py gives a learner rank on a CPU; not for servers, which have one thread each
+LEARNER_ENV = {  # what trainer/placement.py gives a rank that has all cores; not for servers, which have one thread each
     "OMP_NUM_THREADS": str(os.cpu_count()),
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",

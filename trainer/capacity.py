@@ -26,11 +26,13 @@ step takes its groups in the order of admission and so waits for the slowest of 
        A_i = R_(i-1-max_lag)       F_i = max(A_i, F_(i-1) + G)       J_i = max(F_i, J_(i-1) + U)
        R_i = max(R_(i-1) + passes, J_i + L_i + last pass) + step + push
 
-   Where the step is begun early, all of it but what the last verdict is waited for with is done before that:
+   Where a step is begun early, the learner works on a group once it is there, of which a share S(t) is at time t in a
+   batch alone (the mean of P(Y + W <= t - s)^V over the groups' starts), and ends not before
 
-       R_i = max(R_(i-1) + passes + (1 - f) step, J_i + L_i + last pass) + f step + push
+       R_i = max(R_(i-1) + passes + step, J_i + max_t(t + (1 - S(t)) step), J_i + L_i + last pass + f step) + push
 
-   with f the share of a last group and of half a part that was not full. `expected_step_s` is the mean of
+   with f the share of the last group and of half a part that was not full, and t as long as more than a part's groups
+   are missing. `expected_step_s` is the mean of
    R_i - R_(i-1) with L_i drawn from its distribution and G, U from normal ones.
    With max_lag 0 that is E[L] + last pass + step + push.
 
@@ -86,6 +88,19 @@ def learner_s(layout: Layout) -> float:
 
 def whole_batch(layout: Layout) -> tuple[Array, Array]:
     """(times, P(L <= time)) of one batch alone, from its admission until all verdicts are there; see the top, 1."""
+    times, log_one = _verdicts(layout)
+    whole: Array = np.exp(log_one.sum(axis=1) * (layout.prompts * layout.verdicts / log_one.shape[1]))
+    return times, whole
+
+
+def share_whole(layout: Layout) -> tuple[Array, Array]:
+    """(times, S(time)) of one batch alone: the share of its groups that have all their verdicts; see the top, 2."""
+    times, log_one = _verdicts(layout)
+    return times, np.exp(log_one * layout.verdicts).mean(axis=1)
+
+
+def _verdicts(layout: Layout) -> tuple[Array, Array]:
+    """(times, log P(Y + W <= time - s)), the starts s in the second dimension."""
     num_verdicts = layout.prompts * layout.verdicts
     share = (np.arange(min(num_verdicts, STARTS)) + 0.5) / min(num_verdicts, STARTS)
     starts = np.maximum(
@@ -101,9 +116,7 @@ def whole_batch(layout: Layout) -> tuple[Array, Array]:
     one = np.convolve(np.diff(written, prepend=0.0), judged)[: len(times)]
     with np.errstate(divide="ignore"):
         log_one = np.log(np.minimum(one, 1.0))
-        grid = np.interp(times[:, None] - starts[None, :], times, log_one, left=-np.inf)
-    whole: Array = np.exp(grid.sum(axis=1) * (num_verdicts / len(share)))
-    return times, whole
+        return times, np.interp(times[:, None] - starts[None, :], times, log_one, left=-np.inf)
 
 
 def mean_of(times: Array, cdf: Array) -> float:
@@ -125,7 +138,11 @@ def _expected_step_s(layout: Layout) -> float:
     judge_sd = math.sqrt(layout.prompts * layout.verdicts) * _deviation(layout.verdict) / layout.judging
     last_pass = layout.reference_s * math.ceil(layout.completions / layout.ranks)
     passes = max(0.0, passes_s(layout) - (layout.push_s if layout.push_beside else 0.0))
-    before = layout.step_s * (1.0 - (layout.early + 1) / 2 / layout.prompts) if layout.early else 0.0
+    left, drawn_out = layout.step_s, 0.0
+    if layout.early:
+        left *= min(1.0, (layout.early + 1) / 2 / layout.prompts)
+        late = 1.0 - share_whole(layout)[1]
+        drawn_out = float((times + layout.step_s * late)[late * layout.prompts >= layout.early + 1].max(initial=0.0))
     quantiles = np.interp([(i + 0.5) / BATCHES for i in range(BATCHES)], cdf, times).tolist()
     random.shuffle(quantiles)  # stratified: the mean of L is exact, only the order is drawn
     live: deque[float] = deque([0.0] * (lag + 1), maxlen=lag + 1)
@@ -134,7 +151,8 @@ def _expected_step_s(layout: Layout) -> float:
     for whole in quantiles:
         begun = max(live[0], begun + random.gauss(fleet, fleet_sd))
         judging = max(begun, judging + random.gauss(judge, judge_sd))
-        end = max(live[-1] + passes + before, judging + whole + last_pass) + layout.step_s - before + layout.push_s
+        ready, free = judging + whole + last_pass, live[-1] + passes
+        end = max(free + layout.step_s, judging + drawn_out, ready + left) + layout.push_s
         live.append(end)
         ends.append(end)
     steps = [later - earlier for earlier, later in pairwise(ends[WARM:])]

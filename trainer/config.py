@@ -184,6 +184,9 @@ class RunSettings(RolloutSettings, CheckSettings):
     )
 
     num_learner_ranks: int = field(default=1, metadata={"help": "GPUs (or processes on a CPU) of the learner."})
+    learner_threads: int = field(
+        default=0, metadata={"help": "Threads of a learner rank on a CPU; 0: its part of the host's cores."}
+    )
     deepspeed: str | None = field(
         default=None, metadata={"help": "DeepSpeed JSON file; configs/deepspeed/zero2.json by default."}
     )
@@ -326,6 +329,7 @@ class RunSettings(RolloutSettings, CheckSettings):
         for name in (
             "max_lag",
             "lookahead",
+            "learner_threads",
             "kl_coef",
             "num_eval_prompts",
             "eval_steps",

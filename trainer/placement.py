@@ -92,7 +92,8 @@ def _ranks_in(room: Room, settings: RunSettings) -> list[Any]:
         environment |= GPU_DETERMINISM
     if not is_cuda:
         # The number of threads cuts the sums, so a deterministic run does not take it from the host.
-        threads = 1 if settings.deterministic else max(1, (os.cpu_count() or 1) // settings.num_learner_ranks)
+        share = max(1, (os.cpu_count() or 1) // settings.num_learner_ranks)
+        threads = 1 if settings.deterministic else settings.learner_threads or share
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if settings.bind_address.startswith("127."):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}

@@ -47,7 +47,7 @@ from tests.rollout_server.world import TOKEN, World
 from tests.wire.fake_cluster import plan
 from trainer.answer_files import Question
 from trainer.answering import Answers, AnswerSettings
-from trainer.batch import Sample
+from trainer.batch import MiniBatch, Sample
 from trainer.checkpoint import Checkpoints
 from trainer.config import RunSettings
 from trainer.contest import Contest
@@ -490,6 +490,7 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
 RANKS: dict[str, Callable[[Learner], Awaitable[Any]]] = {
     "pick_port": lambda learner: learner.setup("127.0.0.1"),
     "setup": lambda learner: learner.setup("127.0.0.1"),
+    "accumulate": lambda learner: learner.accumulate([MiniBatch([[]], 1)] * learner.num_ranks),
     "step": lambda learner: learner.step([[], []]),
     "reference": lambda learner: learner.reference([SAMPLE]),
     "open_transfer": lambda learner: learner.open_transfer([Member("http://a", 1, "")], LONG_S),

@@ -19,7 +19,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 import trainer.learner
 from tests.e2e.conftest import ROOT
 from tests.ranks import run_rank
-from trainer.batch import Sample, build_batch
+from trainer.batch import MiniBatch, Sample, build_batch
 from trainer.config import RunSettings
 from trainer.learner import LearnerRank
 from trainer.optimizer import deepspeed_config
@@ -73,6 +73,20 @@ class Rank(LearnerRank):
         batch = build_batch(samples, num_ranks=settings.num_learner_ranks, num_mini_batches=parts, token_budget=budget)
         self.step(batch[self._rank])
 
+    def train_in_parts(self, parts: list[list[Sample]], budget: int) -> None:
+        """One step of the loop that is begun early, with passes without a gradient in between. Nothing changes."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = 0.0
+        ranks, num = self._settings.num_learner_ranks, sum(map(len, parts))
+        shares = [
+            build_batch(part, num_ranks=ranks, num_mini_batches=1, token_budget=budget, denominator=num)[self._rank]
+            for part in parts
+        ]
+        for share in shares[:-1]:
+            self.accumulate(share[0])
+            self.reference([parts[0][:1]])
+        self.step(shares[-1] or [MiniBatch([[]], num)])
+
 
 @contextmanager
 def plain_descent() -> Iterator[None]:
@@ -123,6 +137,10 @@ def findings(folder: Path, samples: list[Sample], stage: int, rank: int, world: 
             found[f"gradient, {budget}"] = learner.gradients
         learner.train_on(samples[::-1], BUDGETS[1], rate=0.0)
         found["gradient, other order"] = learner.gradients
+        learner.train_in_parts([samples[:2], samples[2:7], samples[7:]], BUDGETS[1])
+        found["gradient, in parts"] = learner.gradients
+        learner.train_in_parts([samples, []], BUDGETS[1])
+        found["gradient, nothing left"] = learner.gradients
         learner.train_on(samples, BUDGETS[1])
         found["sgd"] = learner.weights()
         learner = made(num_ppo_epochs=2, num_mini_batches=2, max_grad_norm=NORM, learning_rate=REUSE_RATE)

@@ -130,7 +130,7 @@ def assert_close(one: Tensors, other: Tensors, bound: float = CLOSE) -> None:
     print("largest distance", max(distances.values()))
 
 
-@pytest.mark.parametrize("cut", [*map(str, BUDGETS), "other order"])
+@pytest.mark.parametrize("cut", [*map(str, BUDGETS), "other order", "in parts", "nothing left"])
 @layouts
 def test_the_gradient_is_the_estimators_however_it_is_sharded_and_cut(
     found, policy, samples, olds, layout, cut

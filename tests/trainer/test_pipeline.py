@@ -142,6 +142,30 @@ async def test_a_wait_names_the_group_that_is_waited_for() -> None:
         await asyncio.gather(taking, return_exceptions=True)
 
 
+async def test_a_group_is_told_of_as_soon_as_nothing_keeps_it_from_being_taken() -> None:
+    made = [asyncio.Event() for _ in range(8)]
+
+    async def collect(prompt: Prompt, num_before: int) -> Any:
+        await made[prompt.occurrence].wait()
+        if prompt.occurrence == 1:
+            raise PromptDropped("too few scores")
+        return prompt.occurrence
+
+    told: list[int] = []
+    async with Pipeline(stream(), collect, capacity=6, is_wanted=lambda group: group != 2) as pipeline:
+        taking = asyncio.create_task(pipeline.take(3, told.append))
+        for occurrence, so_far in [(4, []), (2, []), (3, []), (1, []), (0, [0, 3, 4])]:
+            made[occurrence].set()
+            await asyncio.sleep(0.01)
+            assert told == so_far
+        assert await taking == [0, 3, 4]
+        for occurrence in (7, 6, 5):
+            made[occurrence].set()
+        await asyncio.sleep(0.01)
+        assert told == [0, 3, 4]  # nobody asked for these
+        assert await pipeline.take(3, told.append) == told[3:] == [5, 6, 7]
+
+
 @given(data=st.data(), per_step=st.integers(1, 4), max_lag=st.integers(0, 3), seed=st.integers(0, 10**6))
 def test_no_group_is_older_than_max_lag_and_none_was_told_that_fewer_come_before_it(
     data: st.DataObject, per_step: int, max_lag: int, seed: int
@@ -170,7 +194,10 @@ async def _train(per_step: int, max_lag: int, lookahead: int, random: Random) ->
         stream(), collect, capacity=capacity, lookahead=lookahead, is_wanted=lambda group: wanted[group]
     ) as pipeline:
         for _ in range(8):
-            for occurrence in await pipeline.take(per_step):
+            told: list[int] = []
+            taken = await pipeline.take(per_step, told.append)
+            assert sorted(told) == sorted(taken)
+            for occurrence in taken:
                 version, latest = admitted[occurrence]
                 assert live - version <= max_lag
                 assert live <= latest // per_step

@@ -24,7 +24,7 @@ RATES = Rates(
     completion_tokens=600, completion_spread=0.6, token_s=0.025, verdict_s=10, verdict_spread=0.9, verdict_tail=10,
     step_s=10, reference_s=0.02, push_s=2,
 )  # fmt: skip
-# Six layouts: settings, changes of the rates, steps.
+# Layouts: settings, changes of the rates, steps.
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, float], int]] = {
     "generation-bound": (
         {"replicas": 4, "rollout_max_num_seqs": 2, "gradient_accumulation_steps": 64}, {"verdict_s": 5}, 14,
@@ -39,6 +39,17 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, float], int]] = {
     ),
     "latency-bound": ({"replicas": 4, "gradient_accumulation_steps": 16}, {}, 80),
     "the original's": ({"replicas": 1}, {"verdict_s": 40, "step_s": 25, "reference_s": 0.25}, 150),
+    "the original's, begun early": (
+        {"replicas": 1, "early_gradients": True}, {"verdict_s": 40, "step_s": 25, "reference_s": 0.25}, 150,
+    ),
+    "learner-bound, begun early": (
+        {"replicas": 4, "gradient_accumulation_steps": 16, "early_gradients": True},
+        {"step_s": 200, "reference_s": 0.3}, 20,
+    ),
+    "latency-bound, begun early in large parts": (
+        {"replicas": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "early_gradients": True},
+        {}, 80,
+    ),
 }  # fmt: skip
 
 
