@@ -59,7 +59,7 @@ CONFIG = "configs/toy.yaml"
 CONTENDERS = ("trl_stock", "trl_servers", "on_policy", "max_lag_1")
 NUM_REPLICAS = 2
 START_S, RUN_S = 420.0, 1800.0
-LEARNER_ENV = {  # what trainer/placement.py gives a rank that has all cores; not for servers, which have one thread each
+LEARNER_ENV = {  # what trainer/placement.py gives a rank that has all cores; servers have one thread each
     "OMP_NUM_THREADS": str(os.cpu_count()),
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",

@@ -22,7 +22,7 @@ from rollout_server.membership import Membership, Replica, State
 from rollout_server.started import Host, StartedReplicas
 from tests.contract.silence import DEADLINE_S, SilentActor, SilentCluster, in_time, public_calls
 from tests.wire.fake_cluster import FakeCluster, plan
-from trainer.batch import Sample
+from trainer.batch import MiniBatch, Sample
 from trainer.config import RunSettings
 from trainer.judge_service import JudgeService
 from trainer.ranks import Learner
@@ -41,6 +41,7 @@ SAMPLE = Sample((1,), (2,), (-0.5,), 1.0)
 RANKS: dict[str, Callable[[Learner], Awaitable[Any]]] = {
     "setup": lambda learner: learner.setup("127.0.0.1"),
     "reference": lambda learner: learner.reference([SAMPLE]),
+    "accumulate": lambda learner: learner.accumulate([MiniBatch([[]], 1)] * learner.num_ranks),
     "step": lambda learner: learner.step([[], []]),
     "open_transfer": lambda learner: learner.open_transfer([Member("http://a", 1, "")], DEADLINE_S),
     "send_weights": lambda learner: learner.send_weights(learner.version, "push-7", DEADLINE_S),
