@@ -32,9 +32,8 @@ step takes its groups in the order of admission and so waits for the slowest of 
        R_i = max(R_(i-1) + passes + step, J_i + max_t(t + (1 - S(t)) step), J_i + L_i + last pass + f step) + push
 
    with f the share of the last group and of half a part that was not full, and t as long as more than a part's groups
-   are missing. `expected_step_s` is the mean of
-   R_i - R_(i-1) with L_i drawn from its distribution and G, U from normal ones.
-   With max_lag 0 that is E[L] + last pass + step + push.
+   are missing. `expected_step_s` is the mean of R_i - R_(i-1) with L_i drawn from its distribution and G, U from normal
+   ones. With max_lag 0 and nothing begun early that is E[L] + last pass + step + push.
 
 Left out: a batch's drawn-out end overlaps with the next batch's start, groups are bound to a replica once they are
 sent, and a push delays what is being written once more than its share in G.

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.config import RunSettings
 from trainer.group import Group
-from trainer.measured_rates import SCORES, SENDS, STEPS, RateMeter
+from trainer.measured_rates import ACCUMULATES, SCORES, SENDS, STEPS, RateMeter
 from trainer.prompts import Prompt
 from trainer.rates import Rates, load_rates, make_layout, verdicts_per_group
 from wire.errors import ConfigError
@@ -121,7 +121,9 @@ def test_a_run_measures_its_rates_and_preflight_can_read_them(tmp_path: Path) ->
     for who, peer, reason, seconds in [
         ("group 4", "replica http://a", "writes", 8.0),  # 200 tokens: 40 ms a token
         ("group 5", "replica http://a", "writes", 8.0),
-        ("learner", "learner 0", STEPS, 20.0),
+        ("learner", "learner 0", ACCUMULATES, 8.0),  # a step that was begun early
+        ("learner", "learner 0", ACCUMULATES, 7.0),
+        ("learner", "learner 0", STEPS, 5.0),
         ("learner", "learner 0", SCORES, 1.0),
         ("learner", "learner 0", SENDS, 3.0),
         ("learner", "learner 1", STEPS, 99.0),  # the ranks step together: one speaks for all
