@@ -29,7 +29,8 @@ step takes its groups in the order of admission and so waits for the slowest of 
    Where a step is begun early, the learner works on a group once it is there, of which a share S(t) is at time t in a
    batch alone (the mean of P(Y + W <= t - s)^V over the groups' starts), and ends not before
 
-       R_i = max(R_(i-1) + passes + step, J_i + max_t(t + (1 - S(t)) step), J_i + L_i + last pass + f step) + push
+       R_i = max(R_(i-1) + passes + step, J_i + D, J_i + L_i + last pass + f step) + push
+       D = max_t(t + (1 - S(t)) (passes + step))
 
    with f the share of the last group and of half a part that was not full, and t as long as more than a part's groups
    are missing. `expected_step_s` is the mean of R_i - R_(i-1) with L_i drawn from its distribution and G, U from normal
@@ -141,7 +142,8 @@ def _expected_step_s(layout: Layout) -> float:
     if layout.early:
         left *= min(1.0, (layout.early + 1) / 2 / layout.prompts)
         late = 1.0 - share_whole(layout)[1]
-        drawn_out = float((times + layout.step_s * late)[late * layout.prompts >= layout.early + 1].max(initial=0.0))
+        ends_at = times + (layout.step_s + passes_s(layout)) * late
+        drawn_out = float(ends_at[late * layout.prompts >= layout.early + 1].max(initial=0.0))
     quantiles = np.interp([(i + 0.5) / BATCHES for i in range(BATCHES)], cdf, times).tolist()
     random.shuffle(quantiles)  # stratified: the mean of L is exact, only the order is drawn
     live: deque[float] = deque([0.0] * (lag + 1), maxlen=lag + 1)

@@ -42,6 +42,13 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, float], int]] = {
     "the original's, begun early": (
         {"replicas": 1, "early_gradients": True}, {"verdict_s": 40, "step_s": 25, "reference_s": 0.25}, 150,
     ),
+    "balanced, begun early": (
+        {
+            "replicas": 4, "rollout_max_num_seqs": 2, "judge_max_num_seqs": 8, "gradient_accumulation_steps": 64,
+            "early_gradients": True,
+        },
+        {"step_s": 230}, 14,
+    ),
     "learner-bound, begun early": (
         {"replicas": 4, "gradient_accumulation_steps": 16, "early_gradients": True},
         {"step_s": 200, "reference_s": 0.3}, 20,
