@@ -36,7 +36,7 @@ class Stepper(Protocol):
 
 
 class Accumulation:
-    """One step's. Entered before its first group is there; on leaving nothing is waited for any more.
+    """One step's gradient. Entered before the first group is there; on leaving, what is still computed is given up.
 
     Args:
         learner: computes.

@@ -100,7 +100,7 @@ def share_whole(layout: Layout) -> tuple[Array, Array]:
 
 
 def _verdicts(layout: Layout) -> tuple[Array, Array]:
-    """(times, log P(Y + W <= time - s)), the starts s in the second dimension."""
+    """(times (T), log P(Y + W <= time - s) (T, S)) of a verdict, in seconds; S starts s stand for all."""
     num_verdicts = layout.prompts * layout.verdicts
     share = (np.arange(min(num_verdicts, STARTS)) + 0.5) / min(num_verdicts, STARTS)
     starts = np.maximum(

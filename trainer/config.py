@@ -263,8 +263,8 @@ class RunSettings(RolloutSettings, CheckSettings):
         It is not where a batch is split, reused or normalised as a whole, and not in a deterministic run, where time
         must not decide in which order gradients are summed.
         """
-        is_whole = self.normalize_reward or self.normalize_advantage or self.optimizer_steps_per_step > 1
-        return self.early_gradients and not is_whole and not self.deterministic
+        needs_all = self.normalize_reward or self.normalize_advantage or self.optimizer_steps_per_step > 1
+        return self.early_gradients and not needs_all and not self.deterministic
 
     @property
     def completions_per_micro_step(self) -> int:

@@ -3,9 +3,9 @@
     checkpoint 118 --step 119--> --step 120-->      each compared with the ledger: loss, gradient norm, KL, advantages
 
 The learner is the run's own (Ray, DeepSpeed, as many ranks), and the batch is cut as it was, unless it was begun early:
-then the sums come in another order. Tokens, sampled log-probs
-and advantages come from the ledger; the prompts' tokens from the data set. A group's KL is compared where the ledger
-says that it was measured by the very weights that are there again; other groups' was measured by older ones.
+then the sums come in another order. Tokens, sampled log-probs and advantages come from the ledger; the prompts' tokens
+from the data set. A group's KL is compared where the ledger says that it was measured by the very weights that are
+there again; other groups' was measured by older ones.
 """
 
 from __future__ import annotations

@@ -29,9 +29,8 @@ PUSH = "publish"  # the driver's stage
 
 COLOURS = {
     "writes": "#4c8df6", "judges": "#f2a541", "steps": "#3aa76d", "accumulates": "#58b98a", "scores": "#7fcfa4",
-    "sends weights": "#9b5de5",
-    "loads weights": "#c79bf2", "saves": "#8d6e63", "exports": "#a1887f", "starts": "#90a4ae",
-    "has no room": "#f28b82", "queue is full": "#e5534b", "does not answer": "#b71c1c",
+    "sends weights": "#9b5de5", "loads weights": "#c79bf2", "saves": "#8d6e63", "exports": "#a1887f",
+    "starts": "#90a4ae", "has no room": "#f28b82", "queue is full": "#e5534b", "does not answer": "#b71c1c",
     "is in the making": "#b9c0cc", "wait": "#e3e6ec", "step": "#3aa76d", PUSH: "#9b5de5", "checkpoint": "#8d6e63",
     "held_out": "#5c9ead", "export": "#a1887f",
 }  # fmt: skip
