@@ -15,6 +15,7 @@ from reward_server.limits import CheckSettings
 from rollout_server.config import RolloutSettings
 from trainer.tripwires import STOP_AT, WARN_AT, check_limits
 from wire.errors import ConfigError
+from wire.niceness import check_niceness
 
 SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
 IMPORTANCE_WEIGHTS = ("token", "sequence", "none")
@@ -187,6 +188,10 @@ class RunSettings(RolloutSettings, CheckSettings):
     learner_threads: int = field(
         default=0, metadata={"help": "Threads of a learner rank on a CPU; 0: its part of the host's cores."}
     )
+    learner_niceness: int = field(
+        default=0,
+        metadata={"help": "How far driver and learner give way to others on their host's cores: 0 to 19, as nice(1)."},
+    )
     deepspeed: str | None = field(
         default=None, metadata={"help": "DeepSpeed JSON file; configs/deepspeed/zero2.json by default."}
     )
@@ -307,6 +312,7 @@ class RunSettings(RolloutSettings, CheckSettings):
     def check(self) -> None:
         """Raises ConfigError on values that cannot work, alone or together; the message gives the numbers."""
         super().check()
+        check_niceness("learner_niceness", self.learner_niceness)
         self._check_training_ranges()
         self._check_evaluation()
         self._check_step()

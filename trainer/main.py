@@ -35,6 +35,7 @@ from trainer.rates import load_rates
 from trainer.simulate import simulate, summary_lines
 from trainer.supervisor import Supervised
 from wire import event_loop
+from wire.niceness import session_gives_way
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -123,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait_until_ready(joined(settings), settings.startup_timeout_s, say)
     if not settings.ray_address:
         prepare_embedded_ray()
+    # Not its threads: the servers that it starts would inherit that.
+    session_gives_way(os.getpid(), settings.learner_niceness)
     collect_rarely()
     with held_alone(Path(settings.output_dir)), Supervised():
         try:
