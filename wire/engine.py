@@ -73,7 +73,8 @@ def vllm_command(
     command += ["--host", bind_address, "--port", str(port), "--dtype", dtype]
     command += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)]
     command += ["--tensor-parallel-size", str(tensor_parallel_size), "--generation-config", "vllm"]
-    command += ["--no-enable-log-requests"]
+    # A line a request would fill the disk over weeks, and push a server's last words out of its log's tail.
+    command += ["--no-enable-log-requests", "--disable-uvicorn-access-log"]
     # A prompt whose head is cached is computed in other pieces than one that is not, and which it is depends on time.
     command += ["--no-enable-prefix-caching" if deterministic else "--enable-prefix-caching"]
     if device == "cuda":
