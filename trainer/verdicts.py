@@ -6,16 +6,16 @@ and groups that are dropped for want of verdicts count here like any other.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import get_args
 
 from reward_server.consistency import cycles, flips
 from wire.errors import ServiceError
-from wire.judgement import GroupVerdict, MissingReason, Verdict
+from wire.judgement import GroupVerdict, MissingReason, PlacedVerdict, Verdict
 
 QUARTERS = 4
-LEAST_VERDICTS = 16  # fewer tell nothing of the judge's health
+LEAST_VERDICTS = 16  # fewer tell nothing of the judge's health: of two steps at once, the second may find a handful
 
 
 class VerdictRecord:
@@ -29,6 +29,7 @@ class VerdictRecord:
         self._max_unreadable = max_unreadable
         self._groups: list[tuple[GroupVerdict, tuple[int, ...]]] = []  # since the last drain
         self._unchecked: list[Verdict] = []  # since the last check that had enough of them
+        self._latest: deque[MissingReason | None] = deque(maxlen=LEAST_VERDICTS)  # why it is missing, if it is
 
     def note(self, group: GroupVerdict, lengths_K: Sequence[int]) -> None:
         """Take a group's verdicts in; `lengths_K` are its completions' lengths, in tokens."""
@@ -59,14 +60,12 @@ class VerdictRecord:
         placed = [placed for group, _ in groups for placed in group.verdicts]
         given = [p.verdict for p in placed if p.verdict.missing is None]
         compared = [verdict for verdict in given if verdict.ranking is not None]
-        reasons = Counter(p.verdict.missing for p in placed)
         num_completions = sum(len(group.scores) for group, _ in groups)
         flipped, swapped = _totals([flips(group.verdicts) for group, _ in groups])
         circular, triples = _totals([cycles(group.verdicts) for group, _ in groups])
         return {
             "judge/verdicts": len(placed),
-            "judge/missing": _share(len(placed) - len(given), len(placed)),
-            **{f"judge/missing_{reason}": _share(reasons[reason], len(placed)) for reason in get_args(MissingReason)},
+            **self._missing(placed),
             **_missing_by_length(groups),
             "judge/attempts": _share(sum(p.verdict.attempts for p in placed), len(placed)),
             "judge/completion_tokens": _share(sum(p.verdict.completion_tokens for p in placed), len(placed)),
@@ -79,6 +78,16 @@ class VerdictRecord:
             "judge/unjudged": _share(sum(len(group.unjudged) for group, _ in groups), num_completions),
             "judge/duplicates": _share(sum(_num_copies(group) for group, _ in groups), num_completions),
         }
+
+    def _missing(self, placed: Sequence[PlacedVerdict]) -> dict[str, float]:
+        """The share of `placed` that is missing, in all and by reason. The latest before them count too where they are
+        fewer than `LEAST_VERDICTS`, unless there is none at all."""
+        reasons = [p.verdict.missing for p in placed]
+        self._latest.extend(reasons)
+        counts = Counter(self._latest if 0 < len(reasons) < LEAST_VERDICTS else reasons)
+        total = counts.total()
+        shares = {f"judge/missing_{reason}": _share(counts[reason], total) for reason in get_args(MissingReason)}
+        return {"judge/missing": _share(total - counts[None], total), **shares}
 
 
 def _share(part: float, whole: float) -> float:
