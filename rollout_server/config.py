@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from wire.engine import resolve_device
 from wire.errors import ConfigError
-from wire.niceness import check_niceness
 from wire.settings import ServiceSettings
 
 # vLLM's other ways to move weights, and why none of them can be fed here.
@@ -51,9 +50,6 @@ class RolloutSettings(ServiceSettings):
         default=True, metadata={"help": "Give a replica fewer completions while its KV cache holds no more."}
     )
     rollout_timeout_s: float = field(default=1800.0, metadata={"help": "Deadline of one prompt's completions."})
-    rollout_niceness: int = field(
-        default=0, metadata={"help": "How far a replica gives way to others on its host's cores: 0 to 19, as nice(1)."}
-    )
     rollout_extra_args: str = field(default="", metadata={"help": "More flags for vLLM, as one string."})
 
     weight_transfer_backend: str = field(
@@ -127,7 +123,6 @@ class RolloutSettings(ServiceSettings):
     def check(self) -> None:
         """Raises ConfigError on values that cannot work together."""
         super().check()
-        check_niceness("rollout_niceness", self.rollout_niceness)
         for name in ("response_length", "max_prompt_length", "rollout_tensor_parallel_size", "rollout_max_num_seqs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be at least 1")

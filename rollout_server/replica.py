@@ -75,5 +75,4 @@ def replica_process(settings: RolloutSettings, index: int, *, shares_host: bool 
         env.setdefault("HF_HUB_OFFLINE", "1")
     log = Path(settings.log_dir) / f"{name}.log"
     url = url_of(settings.bind_address, port)
-    command = replica_command(settings, port)
-    return ServerProcess(name, command, env, log, url, MEMORY_ADVICE, settings.rollout_niceness)
+    return ServerProcess(name, replica_command(settings, port), env, log, url, MEMORY_ADVICE)

@@ -13,9 +13,9 @@ from typing import Any
 
 from reward_server.limits import CheckSettings
 from rollout_server.config import RolloutSettings
+from trainer.niceness import check_niceness
 from trainer.tripwires import STOP_AT, WARN_AT, check_limits
 from wire.errors import ConfigError
-from wire.niceness import check_niceness
 
 SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
 IMPORTANCE_WEIGHTS = ("token", "sequence", "none")
@@ -312,7 +312,7 @@ class RunSettings(RolloutSettings, CheckSettings):
     def check(self) -> None:
         """Raises ConfigError on values that cannot work, alone or together; the message gives the numbers."""
         super().check()
-        check_niceness("learner_niceness", self.learner_niceness)
+        check_niceness(self.learner_niceness)
         self._check_training_ranges()
         self._check_evaluation()
         self._check_step()

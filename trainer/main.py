@@ -29,13 +29,13 @@ from trainer.initial_answers import check_there, read_answers, sampling_of
 from trainer.joined import wait_until_ready
 from trainer.journal import open_trace, write_summary
 from trainer.material import Material, load_material
+from trainer.niceness import session_gives_way
 from trainer.plan import make_plan
 from trainer.preflight import check_environment, joined
 from trainer.rates import load_rates
 from trainer.simulate import simulate, summary_lines
 from trainer.supervisor import Supervised
 from wire import event_loop
-from wire.niceness import session_gives_way
 from wire.settings import parse_settings, run_program
 from wire.token import read_or_create_token
 
@@ -124,8 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait_until_ready(joined(settings), settings.startup_timeout_s, say)
     if not settings.ray_address:
         prepare_embedded_ray()
-    # Not its threads: the servers that it starts would inherit that.
-    session_gives_way(os.getpid(), settings.learner_niceness)
+    session_gives_way(settings.learner_niceness)
     collect_rarely()
     with held_alone(Path(settings.output_dir)), Supervised():
         try:

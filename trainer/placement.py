@@ -12,11 +12,11 @@ from typing import Any
 import ray
 
 from trainer.config import RunSettings
+from trainer.niceness import rank_gives_way
 from wire.address import NODE
 from wire.claim import Owner
 from wire.engine import resolve_device
 from wire.errors import ServiceError
-from wire.niceness import threads_give_way
 from wire.placement import RayCluster, Room, at_node, joined_cluster
 from wire.signals import kept_handlers
 
@@ -104,7 +104,7 @@ def _ranks_in(room: Room, settings: RunSettings) -> list[Any]:
 
         def __init__(self, settings: RunSettings, rank: int) -> None:
             super().__init__(at_node(settings), rank)
-            threads_give_way(os.getpid(), settings.learner_niceness)
+            rank_gives_way(settings.learner_niceness)
 
         @ray.method(concurrency_group="transfer")
         def open_transfer_beside(self, *arguments: Any) -> Any:

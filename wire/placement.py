@@ -54,7 +54,8 @@ def join(ray_address: str) -> None:
                 logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError) as error:
-        raise ConfigError(f"ray_address {ray_address!r}: {error}; start Ray there with `ray start --head`") from error
+        remedy = "start Ray there with `ray start --head`, and set RAY_AUTH_MODE=token here where it asks for a token"
+        raise ConfigError(f"ray_address {ray_address!r}: {error}; {remedy}") from error
 
 
 @contextmanager

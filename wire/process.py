@@ -22,7 +22,6 @@ from pathlib import Path
 
 from wire.address import interface_of
 from wire.errors import ServiceError
-from wire.niceness import session_gives_way, threads_give_way
 from wire.ports import claimed_port
 
 OUT_OF_MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "No available memory for the cache blocks")
@@ -73,21 +72,13 @@ class ServerProcess:
         log_path: file that receives stdout and stderr.
         url: `http://host:port`; `<url>/health` answers 200 once it serves.
         memory_advice: what to lower when the log shows that the server ran out of GPU memory.
-        niceness: how far it gives way to others on its host's cores (wire/niceness.py).
     """
 
     def __init__(
-        self,
-        name: str,
-        command: list[str],
-        env: dict[str, str],
-        log_path: Path,
-        url: str,
-        memory_advice: str = "",
-        niceness: int = 0,
+        self, name: str, command: list[str], env: dict[str, str], log_path: Path, url: str, memory_advice: str = ""
     ) -> None:
         self.name, self.url, self.log_path = name, url, log_path
-        self._command, self._env, self._memory_advice, self._niceness = command, env, memory_advice, niceness
+        self._command, self._env, self._memory_advice = command, env, memory_advice
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -103,8 +94,6 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 leashed, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        threads_give_way(self._process.pid, self._niceness)
-        session_gives_way(self._process.pid, self._niceness)
 
     def is_alive(self) -> bool:
         """Whether the process runs."""

@@ -21,6 +21,7 @@ from wire.process import free_port
 
 SHORT = ("--total_episodes", "384", "--num_eval_prompts", "8", "--eval_steps", "0", "--save_steps", "2")
 NODE = {"learner": 1, "rollout": 2, "reward": 1}
+NO_RAY_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else `ray start` asks for that of who runs the tests, where there is one
 ENDS_S = 60.0  # what servers and their hosts may take to end
 
 
@@ -63,7 +64,7 @@ def ray_head() -> Iterator[Head]:
     command += ["--node-ip-address", "127.0.0.1", "--port", str(port), "--temp-dir", folder, "--num-cpus", "4"]
     command += ["--ray-client-server-port", str(free_port("127.0.0.1")), "--include-dashboard", "false"]
     command += ["--object-store-memory", str(80 * 2**20), "--resources", json.dumps(NODE)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"} | NO_RAY_TOKEN
     with (Path(folder) / "head.out").open("wb") as log:
         head = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -89,7 +90,7 @@ def life(start: Callable[..., Program], head: Head, folder: Path) -> Callable[..
 
     def start_driver(name: str, run: str, *flags: str) -> Program:
         flags = (*SHORT, "--ray_address", head.address, "--output_dir", str(folder / run), *flags)
-        return start("trainer.main", *flags, name=name)
+        return start("trainer.main", *flags, name=name, env=NO_RAY_TOKEN)
 
     return start_driver
 

@@ -58,6 +58,7 @@ def head(folder: Path) -> Iterator[Head]:
     port, dashboard = free_port("127.0.0.1"), free_port("127.0.0.1")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60", RUN_ENV: MARK, "SPT_NOENV": "1"}
+    environment["RAY_AUTH_MODE"] = "disabled"  # else `ray start` asks for the token of who runs the tests
     started = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
     started += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true", "--num-cpus=2"]
     started += ['--resources={"learner": 1, "rollout": 1, "reward": 1}', "--object-store-memory=80000000"]
