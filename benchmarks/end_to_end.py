@@ -16,9 +16,10 @@ them:
 An episode is one completion that was trained on. Contenders run one after another, in turn forwards and backwards over
 the rounds, each as a fresh process; the servers' prefix caches are emptied before each. The rate is taken from the end
 of step `warm_steps` to the end of the last step, so that no start is in it. TRL's learner computes in as many threads
-as there are cores, ours in as many as the configuration says (one: the servers compute beside it); both in fp32,
-without gradient checkpointing. Nobody evaluates, checkpoints or checks the judge. TRL logs nothing; this project writes
-its usual TensorBoard events and step log.
+as there are cores, ours in as many as the configuration says (one: the servers compute beside it), and it gives way
+to the servers (`learner_niceness`), from which TRL's would gain nothing; both in fp32, without gradient checkpointing.
+Nobody evaluates, checkpoints or checks the judge. TRL logs nothing; this project writes its usual TensorBoard events
+and step log.
 
 What was done is read from the servers, not from the contenders: verdicts given, completions and tokens written, and the
 label of the last weights. Processor seconds are those of all processes, user and system, over the same steps;
