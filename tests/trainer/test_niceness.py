@@ -13,7 +13,7 @@ from trainer.config import RunSettings
 from trainer.niceness import check_niceness
 from wire.errors import ConfigError
 
-AUTOGROUP = Path("/proc/self/autogroup")
+AUTOGROUP = Path("/proc/self/autogroup")  # `/autogroup-25 nice 0`; empty in the session of a system's first process
 needs_autogroup = pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel has no autogroup feature")
 PROGRAM = """
 import os, threading
@@ -22,13 +22,14 @@ done = threading.Event()
 threading.Thread(target=done.wait).start()
 {calls}
 print(*[os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")])
-print(open("/proc/self/autogroup").read().split()[-1] if os.path.exists("/proc/self/autogroup") else "")
+print(open("/proc/self/autogroup").read().strip() if os.path.exists("/proc/self/autogroup") else "")
 done.set()
 """
 
 
 def after(calls: str, *, is_leader: bool = False) -> tuple[list[int], str]:
-    """The niceness of each thread of a process that made these calls, above this one's own, and its session's."""
+    """The niceness of each thread of a process that made these calls, above this one's own, and what its session's is
+    said to be."""
     command = [sys.executable, "-c", PROGRAM.format(calls=calls)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=is_leader, timeout=60)
     threads, session = done.stdout.split("\n")[:2]
@@ -51,19 +52,20 @@ def test_a_thread_that_gives_way_further_is_left_there() -> None:
 
 @needs_autogroup
 def test_a_session_gives_way_by_its_leader_and_servers_would_inherit_nothing() -> None:
-    assert after("session_gives_way(7)", is_leader=True) == ([0, 0], "7")
+    threads, session = after("session_gives_way(7)", is_leader=True)
+    assert threads == [0, 0]
+    assert session.endswith(" nice 7")
 
 
 @needs_autogroup
 def test_nobody_elses_session_is_touched() -> None:
-    before = AUTOGROUP.read_text()
-    assert after("session_gives_way(9)")[1] == before.split()[-1]
-    assert AUTOGROUP.read_text() == before
+    before = AUTOGROUP.read_text().strip()
+    assert after("session_gives_way(9)")[1] == AUTOGROUP.read_text().strip() == before
 
 
 @needs_autogroup
 def test_no_niceness_changes_nothing() -> None:
-    assert after("session_gives_way(4); session_gives_way(0)", is_leader=True)[1] == "4"
+    assert after("session_gives_way(4); session_gives_way(0)", is_leader=True)[1].endswith(" nice 4")
 
 
 @pytest.mark.parametrize("niceness", [-1, 20])
