@@ -17,7 +17,7 @@ An episode is one completion that was trained on. Contenders run one after anoth
 the rounds, each as a fresh process; the servers' prefix caches are emptied before each. The rate is taken from the end
 of step `warm_steps` to the end of the last step, so that no start is in it. TRL's learner computes in as many threads
 as there are cores, ours in as many as the configuration says (one: the servers compute beside it), and it gives way
-to the servers (`learner_niceness`), from which TRL's would gain nothing; both in fp32, without gradient checkpointing.
+to the servers (`learner_niceness`), from which TRL's gains nothing; both in fp32, without gradient checkpointing.
 Nobody evaluates, checkpoints or checks the judge. TRL logs nothing; this project writes its usual TensorBoard events
 and step log.
 

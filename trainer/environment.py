@@ -14,7 +14,8 @@ def prepare_embedded_ray() -> None:
     last switch (named for the systems that lack clusters) turns that off, since an embedded Ray has one host.
 
     Its workers run at this process's own priority. Ray's default is 15 steps lower, and the learner would then wait for
-    every joined server, and whatever else the host does, that wants a processor at the same time.
+    every joined server, and whatever else the host does, that wants a processor at the same time. How far it shall is
+    `learner_niceness`, which the servers that these workers start do not inherit (trainer/niceness.py).
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -2,8 +2,8 @@
 what nobody else wants.
 
 Linux first divides a core among sessions, where it does so (sched(7), "The autogroup feature"), and then within a
-session among its threads. Servers have sessions of their own: against them counts the driver's, which its ranks share.
-Where there is no such feature, a thread's own niceness counts.
+session among its threads. Servers have sessions of their own: against them counts the driver's, which the ranks of an
+embedded Ray share. Where there is no such feature, a thread's own niceness counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ HIGHEST = 19
 
 
 def check_niceness(niceness: int) -> None:
-    """Raises ConfigError where it is none; nobody may put a process before others."""
+    """Whether `learner_niceness` may be this; nobody may put a process before others.
+
+    Raises:
+        ConfigError: it lies outside 0 .. HIGHEST.
+    """
     if not 0 <= niceness <= HIGHEST:
         raise ConfigError(
             f"learner_niceness ({niceness}) must be 0, an equal share of the cores, to {HIGHEST}, what is left over"

@@ -29,7 +29,7 @@ class VerdictRecord:
         self._max_unreadable = max_unreadable
         self._groups: list[tuple[GroupVerdict, tuple[int, ...]]] = []  # since the last drain
         self._unchecked: list[Verdict] = []  # since the last check that had enough of them
-        self._latest: deque[MissingReason | None] = deque(maxlen=LEAST_VERDICTS)  # why it is missing, if it is
+        self._latest: deque[MissingReason | None] = deque(maxlen=LEAST_VERDICTS)  # why each is missing, if it is
 
     def note(self, group: GroupVerdict, lengths_K: Sequence[int]) -> None:
         """Take a group's verdicts in; `lengths_K` are its completions' lengths, in tokens."""
@@ -55,7 +55,8 @@ class VerdictRecord:
             )
 
     def drain(self) -> dict[str, float]:
-        """Every judge metric by its TensorBoard name, and a fresh start. NaN where there is nothing to tell."""
+        """Every judge metric by its TensorBoard name, and a fresh start; the latest verdicts are kept, to weigh
+        a handful with. NaN where there is nothing to tell."""
         groups, self._groups = self._groups, []
         placed = [placed for group, _ in groups for placed in group.verdicts]
         given = [p.verdict for p in placed if p.verdict.missing is None]

@@ -19,7 +19,7 @@ PROGRAM = """
 import os, threading
 from trainer.niceness import rank_gives_way, session_gives_way
 done = threading.Event()
-threading.Thread(target=done.wait).start()
+threading.Thread(target=done.wait, daemon=True).start()  # a call that raises ends it all
 {calls}
 print(*[os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")])
 print(open("/proc/self/autogroup").read().strip() if os.path.exists("/proc/self/autogroup") else "")
