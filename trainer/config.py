@@ -9,17 +9,15 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from reward_server.limits import CheckSettings
 from rollout_server.config import RolloutSettings
+from trainer.config_checks import ALL_LINEAR, IMPORTANCE_WEIGHTS, check_run
 from trainer.niceness import check_niceness
 from trainer.tripwires import STOP_AT, WARN_AT, check_limits
 from wire.errors import ConfigError
 
 SKIP_PUSH_ENV = "RLHF_TEST_SKIP_PUSH"
-IMPORTANCE_WEIGHTS = ("token", "sequence", "none")
-ALL_LINEAR = "all-linear"  # PEFT's word
 
 
 @dataclass
@@ -313,117 +311,9 @@ class RunSettings(RolloutSettings, CheckSettings):
         """Raises ConfigError on values that cannot work, alone or together; the message gives the numbers."""
         super().check()
         check_niceness(self.learner_niceness)
-        self._check_training_ranges()
-        self._check_evaluation()
-        self._check_step()
-        self._check_lora()
+        check_run(self)
         check_limits(self.warn_at, self.stop_at)
         if self.resume_from_checkpoint not in (None, "latest") and not Path(str(self.resume_from_checkpoint)).is_dir():
             raise ConfigError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} is no folder; name one, or latest"
-            )
-
-    def _check_training_ranges(self) -> None:
-        at_least: dict[str, tuple[float, Any]] = {
-            name: (1, getattr(self, name))
-            for name in (
-                "total_episodes", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches",
-                "num_ppo_epochs", "local_rollout_forward_batch_size", "num_learner_ranks", "save_total_limit",
-                "logprob_chunk_tokens", "lora_r", "lora_alpha", "simulate_steps",
-            )
-        }  # fmt: skip
-        for name in (
-            "max_lag",
-            "lookahead",
-            "learner_threads",
-            "kl_coef",
-            "num_eval_prompts",
-            "eval_steps",
-            "eval_temperature",
-            "save_steps",
-            "export_steps",
-            "weight_decay",
-            "max_tokens_per_microbatch",
-            "answer_length_weight",
-            "thought_length_weight",
-            "overlong_weight",
-            "overlong_cache",
-            "trace_mib",
-            "picture_steps",
-        ):
-            at_least[name] = (0, getattr(self, name))
-        for name, (bound, value) in at_least.items():
-            if not value >= bound:  # NaN too
-                raise ConfigError(f"{name} ({value}) must be at least {bound}")
-        for name in (
-            "learning_rate", "importance_weight_cap", "max_grad_norm", "cliprange", "learner_timeout_s",
-            "reward_clip_range", "advantage_clip_range", "max_first_logp_gap", "max_logp_gap", "stall_warn_s",
-            "eval_wait_s",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} ({value}) must be positive")
-        if not (self.stall_stop_s == 0 or self.stall_stop_s >= self.stall_warn_s):  # NaN too
-            raise ConfigError(
-                f"stall_stop_s ({self.stall_stop_s:g}) must be at least stall_warn_s ({self.stall_warn_s:g}), or 0 for "
-                "never: the run would end before it said what it waits for"
-            )
-        if self.importance_weights not in IMPORTANCE_WEIGHTS:
-            raise ConfigError(
-                f"importance_weights {self.importance_weights!r} is not among {', '.join(IMPORTANCE_WEIGHTS)}"
-            )
-        if not 0 <= self.judge_max_unreadable <= 1:
-            raise ConfigError(f"judge_max_unreadable ({self.judge_max_unreadable}) is a share: give 0 to 1")
-        if self.overlong_cache >= self.response_length:
-            raise ConfigError(
-                f"overlong_cache ({self.overlong_cache}) must be less than response_length ({self.response_length}): "
-                "it is the stretch before it in which the punishment sets in"
-            )
-        if self.overlong_weight and not self.overlong_cache:
-            raise ConfigError(
-                f"overlong_weight ({self.overlong_weight}) with overlong_cache 0 would punish nobody; give the number "
-                "of tokens before response_length over which it sets in"
-            )
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ConfigError(f"warmup_ratio ({self.warmup_ratio}) must lie between 0 and 1")
-        if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
-            raise ConfigError(f"missing_eos_penalty ({self.missing_eos_penalty}) is subtracted; give a positive number")
-
-    def _check_evaluation(self) -> None:
-        if not 0 <= self.eval_share <= 1:  # NaN too
-            raise ConfigError(f"eval_share ({self.eval_share}) is a share: give 0 to 1")
-        if not 0 < self.eval_top_p <= 1:
-            raise ConfigError(f"eval_top_p ({self.eval_top_p}) must lie above 0 and at most at 1; 1 cuts nothing off")
-
-    def _check_lora(self) -> None:
-        if self.lora_dropout:
-            raise ConfigError(
-                f"lora_dropout ({self.lora_dropout}) must be 0: under dropout the learner would train on the log-probs "
-                "of another policy than the one that wrote the completions"
-            )
-        if not self.lora_target_modules:
-            raise ConfigError(f"lora_target_modules is empty; name layers, or give {ALL_LINEAR}")
-
-    def _check_step(self) -> None:
-        if self.deterministic and self.max_lag > 0:
-            raise ConfigError(
-                f"deterministic needs max_lag 0, and it is {self.max_lag}: where in a completion a push falls depends "
-                "on time, and so do the tokens after it; set max_lag to 0, or deterministic to false"
-            )
-        if self.rloo_k < 2:
-            raise ConfigError(f"rloo_k ({self.rloo_k}) must be at least 2: the baseline is the mean of the others")
-        size, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
-        optimizer_step = size * accumulation
-        if optimizer_step % self.rloo_k:
-            remedy = (
-                ", ".join(str(k) for k in range(2, optimizer_step + 1) if optimizer_step % k == 0) or "a larger batch"
-            )
-            raise ConfigError(
-                f"per_device_train_batch_size ({size}) x gradient_accumulation_steps ({accumulation}) = "
-                f"{optimizer_step} completions do not divide by rloo_k ({self.rloo_k}); rloo_k can be {remedy}"
-            )
-        if self.lookahead > self.max_lag * self.prompts_per_step:
-            raise ConfigError(
-                f"lookahead ({self.lookahead}) must be at most max_lag ({self.max_lag}) x prompts a step "
-                f"({self.prompts_per_step}): so many fewer groups are alive, and they must fill a step"
             )

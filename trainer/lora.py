@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import ALL_LINEAR, RunSettings
+from trainer.config import RunSettings
+from trainer.config_checks import ALL_LINEAR
 from wire.errors import ConfigError
 
 NAME = "default"  # PEFT's own for the only adapter of a model

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.config import IMPORTANCE_WEIGHTS
+from trainer.config_checks import IMPORTANCE_WEIGHTS
 from trainer.rloo import assemble_reward, importance_weights, leave_one_out, normalise, policy_loss
 
 REWARDS = st.lists(st.floats(-5, 5), min_size=2, max_size=8)
