@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ SPEEDUP = 40.0  # of the verdicts, whose median is 22 s
 WARM_STEPS = 4
 STARTUP_S = 120.0
 STOP_TOKEN = 2
+READINGS = 500
 PROMPT = ({"role": "user", "content": "what is the sea?"},)
 
 
@@ -97,6 +99,19 @@ def run_settings(folder: str, steps: int) -> RunSettings:
         rollout_max_num_seqs=SLOTS,
         response_length=2 * TOKENS,
     )
+
+
+def plain_json_ms() -> float:
+    """Milliseconds of CPU in which this machine's Python reads one such completion from JSON as vLLM's OpenAI routes
+    write it, and nothing else: what the driver's figure is to be seen beside, as both grow on a slow machine."""
+    words = [f"token {token}" for token in range(TOKENS)]
+    logprobs = [-1.0 / (token + 1) for token in range(TOKENS)]
+    content = {"tokens": words, "token_logprobs": logprobs, "text_offset": list(range(TOKENS))}
+    text = json.dumps({"choices": [{"text": "".join(words), "logprobs": content, "token_ids": list(range(TOKENS))}]})
+    started = time.process_time()
+    for _ in range(READINGS):
+        json.loads(text)
+    return 1000 * (time.process_time() - started) / READINGS
 
 
 async def driver_cost(num_completions: int, *, profile: str | None = None) -> float:

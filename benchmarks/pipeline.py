@@ -7,9 +7,10 @@ efficiency               for each layout in `benchmarks/layouts/`: episodes a se
                          Verdicts have a tail of 10 times the median. A generation- or judge-bound layout has at
                          least 4 times as many completions a step as its bottleneck has slots
 efficiency_on_policy     the same with max_lag 0, over the same capacity
-driver_ms_per_completion CPU time of the driver's process, all its threads, a completion of 1,000 tokens: real HTTP,
-                         streams and their JSON decoded, tokens to text by a real tokenizer, pairs, verdicts over
-                         real HTTP, the ledger, the step's batch. See `benchmarks/driver_cost.py`
+driver_ms_per_completion CPU time of the driver's process, all its threads, a completion of 1,000 tokens: real HTTP
+                         and its streams, tokens to text by a real tokenizer, pairs, verdicts over real HTTP, the
+                         ledger, the step's batch. See `benchmarks/driver_cost.py`
+plain_json_ms_per_completion  beside it, what Python's `json.loads` alone takes on this machine for such a completion
 
 With `--early_gradients` the steps are begun early, and what is in flight allows more: its latency is shorter.
 """
@@ -20,7 +21,7 @@ import argparse
 import json
 from dataclasses import replace
 
-from benchmarks.driver_cost import driver_cost
+from benchmarks.driver_cost import driver_cost, plain_json_ms
 from benchmarks.pipeline_layouts import load_cases, run_case
 from wire import event_loop
 
@@ -72,6 +73,7 @@ def main() -> None:
     if "d" in flags.parts:
         cost = event_loop.run(driver_cost(flags.completions, profile=flags.profile))
         figures["driver_ms_per_completion"] = float(f"{cost:.4g}")
+        figures["plain_json_ms_per_completion"] = float(f"{plain_json_ms():.4g}")
     print(json.dumps(figures))
 
 

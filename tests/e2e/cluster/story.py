@@ -28,9 +28,10 @@ from tests.e2e.cluster.world import World
 REAL: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "cluster.yaml").read_text())
 SIZES = {"reward": (1, 2), "rollout": (2, 3)}
 TOKEN = "~/.config/disaggregated-rloo/token"
-NUM_STEPS = 30  # 12 to 20 of them under the slow judge
+NUM_STEPS = 48  # under the slow judge they would take 8 minutes, which is longer than all scenes before it is let go
 START_S = 240.0  # until servers are up that load their libraries all at once on two cores
 SOON_S = 60.0
+STEPS_S = 240.0  # a few steps under the slow judge
 BLIP_S = 1.0
 OF_A_RUN = ("trainer.", "rollout_server", "vllm", "VLLM", "ray::PlacedRank", "ray::ReplicaHost", "multiproc")
 OF_THE_CLUSTER = (*OF_A_RUN, "raylet", "reward_server")
@@ -89,7 +90,7 @@ class Story:
         self._scene("reward service", lambda: self._service.wait_for("reward service http", START_S))
         self._scene("replica", lambda: self._replica.wait_for("replica-0 http", START_S))
         self._service.scale("+1")  # nobody waits for it
-        slow = Program(self._world, reward, "slow", python("tests.e2e.cluster.slow_judge"))
+        slow = Program(self._world, reward, "slow", python("tests.e2e.cluster.slow_judge", self._service.url))
         self._run = ToyRun(self._world, head, NUM_STEPS)
         try:
             self._scene("run", lambda: self._run.wait_for("fleet: ", START_S))
@@ -198,7 +199,7 @@ class Story:
         lost = f"replica http://{self.seen.cut_off}:"
         self._run.wait_until(lambda: lost in self._run.lines(" is lost: "), SOON_S, "loss")
         self.seen.steps_at_loss = len(self._run.steps())
-        self._run.wait_for_steps(2, SOON_S)
+        self._run.wait_for_steps(2, STEPS_S)
         self._run.wait_until(lambda: name not in self._machines(), SOON_S, "end of the host for its provider")
 
     def _restore(self) -> None:
