@@ -205,7 +205,7 @@ async def test_no_more_requests_are_in_flight_than_allowed():
 
 
 async def test_waiting_for_a_place_counts_towards_the_deadline():
-    async with judge_with("hang", judge_max_in_flight=1, judge_timeout_s=0.2) as (judge, fake):
+    async with judge_with("hang", judge_max_in_flight=1, judge_timeout_s=0.5) as (judge, fake):
         verdicts = await asyncio.gather(*(judge.judge(CONVERSATION, ("a", "b"), seed=i) for i in range(3)))
     assert {verdict.missing for verdict in verdicts} == {"timeout"} and len(fake.requests) == 1
 

@@ -113,7 +113,7 @@ async def test_calls_of_one_conversation_go_to_one_server_and_conversations_spre
 
 
 async def test_a_server_with_much_more_in_flight_than_the_others_is_passed_over():
-    servers = [FakeServer(work_s=0.2) for _ in range(2)]
+    servers = [FakeServer(work_s=1.0) for _ in range(2)]  # none is done before all are asked
     async with pool_of(*servers, max_in_flight=100) as pool:
         await asyncio.gather(*(ask(pool, n, affinity=5) for n in range(60)))
     most = sorted(server.most_in_flight for server in servers)

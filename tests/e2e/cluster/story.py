@@ -163,9 +163,11 @@ class Story:
         """To three replicas; on the way one of the two hosts is cut off so shortly that nothing comes of it."""
         self._run.scale("2")  # of its own
         (blinking,) = (name for name, address in self.seen.first.items() if address == self.seen.by_hand)
+        cut_at = time.monotonic()
         self._world.ask("cut", name=blinking)
         time.sleep(BLIP_S)
         self._world.ask("restore", name=blinking)
+        print(f"{self.seen.by_hand} was cut off for {time.monotonic() - cut_at:.1f} s", flush=True)
         self.seen.third = self._hosts("rollout", 1, self.seen.first)
         (address,) = self.seen.third.values()
         self._run.wait_for_writer(address, START_S)
