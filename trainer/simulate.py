@@ -2,8 +2,9 @@
 
 Real are the loop, the pipeline, the collector, the client's choice of replicas, the pairing, the fleet's pushes and the
 driver's end of the learner. Replicas, GenRM servers and learner ranks are stand-ins that take the time which the rates
-give them (`trainer.stand_ins`). There is no model, no data set, no Ray and no socket, so hours of a large cluster pass
-in seconds of a laptop. Nothing is known of what breaks in a real run: no server is lost and no verdict is missing.
+give them (`trainer.stand_ins`, `trainer.stand_in_rank`). There is no model, no data set, no Ray and no socket, so hours
+of a large cluster pass in seconds of a laptop. Nothing is known of what breaks in a real run: no server is lost and no
+verdict is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from trainer.loop import train
 from trainer.prompts import Prompt, PromptStream
 from trainer.ranks import Learner
 from trainer.rates import Layout, Rates, make_layout
-from trainer.stand_ins import SimulatedFleet, SimulatedJudge, SimulatedLedger, SimulatedRank, SimulatedRollouts
+from trainer.stand_in_rank import SimulatedRank
+from trainer.stand_ins import SimulatedFleet, SimulatedJudge, SimulatedLedger, SimulatedRollouts
 from trainer.stats import StepStats
 from trainer.virtual_clock import VirtualClockLoop
 from wire.generation import PolicyVersion

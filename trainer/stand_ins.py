@@ -1,4 +1,5 @@
-"""The parts of a simulated run: they take the time that the rates say and compute nothing.
+"""The parts of a simulated run, its learner ranks apart (`trainer/stand_in_rank.py`): they take the time that the rates
+say and compute nothing.
 
 All live in the driver's process and keep to the loop's clock, which may be a virtual one. How long a completion or a
 verdict takes follows from its seed, as its text would.
@@ -8,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
-from types import SimpleNamespace
-from typing import Any
 
 from reward_server.asking import QUEUE_IS_FULL
 from reward_server.client import VerdictMemory
@@ -22,8 +21,6 @@ from rollout_server.client import CompletionFutures, Order, RolloutClient, Sampl
 from rollout_server.control_routes import ControlRoutes
 from rollout_server.membership import Membership, Replica, State
 from rollout_server.push import Push, WeightSender
-from trainer.batch import MiniBatch, Sample
-from trainer.collect import Logprobs
 from trainer.config import RunSettings
 from trainer.group import Group
 from trainer.ledger import GroupMemory
@@ -33,7 +30,7 @@ from trainer.rates import Layout
 from trainer.stats import StepStats
 from wire.generation import Completion, PolicyVersion, VersionSpan, logprob_array, token_array
 from wire.judgement import GroupVerdict, Message, Verdict
-from wire.membership import Member, Outcome, TransferReport
+from wire.membership import Member
 from wire.waits import waiting
 
 TOKENS_PER_ID = 64  # a completion carries one id for so many of its tokens: only its time matters here
@@ -290,60 +287,3 @@ class SimulatedLedger:
         dropped: Sequence[tuple[int, str]],
     ) -> None:
         """Nothing is kept."""
-
-
-class SimulatedRank:
-    """A learner rank. Its methods are called as an actor's: `rank.step.remote(...)`.
-
-    Args:
-        layout: its times.
-        load: told of the members that hold a version once it was sent.
-    """
-
-    def __init__(self, layout: Layout, load: Callable[[Sequence[Member], PolicyVersion], None]) -> None:
-        self._layout, self._load = layout, load
-        self._members: Sequence[Member] = ()
-        self.meters = {name: Meter() for name in ("reference", "step", "push")}
-        self.meter = Meter()  # of all together: passes go beside a push
-        self._begun = 0.0  # share of the coming step that was done
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(type(self), f"_{name.removesuffix('_beside')}")
-        return SimpleNamespace(remote=lambda *arguments: method(self, *arguments))
-
-    async def _pick_port(self) -> int:
-        return 1
-
-    async def _setup(self, host: str, port: int) -> dict[str, Any]:
-        return {"sends_beside": self._layout.push_beside}
-
-    async def _reference(self, micro_batches: Sequence[Sequence[Sample]]) -> list[list[Logprobs]]:
-        with self.meters["reference"].used(), self.meter.used():
-            await asyncio.sleep(self._layout.reference_s * sum(len(batch) for batch in micro_batches))
-        return [[(sample.sampled_logprobs, sample.sampled_logprobs) for sample in batch] for batch in micro_batches]
-
-    async def _accumulate(self, part: MiniBatch) -> None:
-        share = sum(map(len, part.micro_batches)) * self._layout.ranks / self._layout.per_step
-        self._begun += share
-        with self.meters["step"].used(), self.meter.used():
-            await asyncio.sleep(self._layout.step_s * share)
-
-    async def _step(self, share: Sequence[MiniBatch]) -> StepStats:
-        left, self._begun = max(0.0, 1.0 - self._begun), 0.0
-        with self.meters["step"].used(), self.meter.used():
-            await asyncio.sleep(self._layout.step_s * left)
-        return StepStats()
-
-    async def _open_transfer(self, members: Sequence[Member], timeout_s: float) -> TransferReport:
-        self._members = members
-        return _report(members)
-
-    async def _send_weights(self, version: PolicyVersion, push_id: str, timeout_s: float) -> TransferReport:
-        with self.meters["push"].used(), self.meter.used():
-            await asyncio.sleep(self._layout.push_s)
-        self._load(self._members, version)
-        return _report(self._members)
-
-
-def _report(members: Sequence[Member]) -> TransferReport:
-    return TransferReport({member.url: Outcome.DONE for member in members}, {})
