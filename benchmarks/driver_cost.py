@@ -39,8 +39,8 @@ from wire.token import read_or_create_token
 
 TOKENS = 1000
 REPLICAS, SLOTS, K, PROMPTS_PER_STEP = 2, 64, 4, 32
-# The load of a large fleet, 64 replicas that write 4,000 tokens a second each: 256 completions a second. A driver that is
-# idle most of the time is woken for every event alone, and each costs more.
+# The load of a large fleet, 64 replicas that write 4,000 tokens a second each: 256 completions a second. A driver that
+# is idle most of the time is woken for every event alone, and each costs more.
 TOKEN_S = 0.00025
 SPEEDUP = 160.0  # of the verdicts, whose median is 22 s
 WARM_STEPS = 4

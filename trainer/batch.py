@@ -54,12 +54,13 @@ def pack(samples: Sequence[Sample], token_budget: int) -> list[MicroBatch]:
     """First fit, longest first: micro-batches of at most `token_budget` tokens (a longer sample stands alone)."""
     bins: list[tuple[int, MicroBatch]] = []
     for sample in sorted(samples, key=lambda s: -s.num_tokens):
+        num_tokens = sample.num_tokens
         for index, (size, content) in enumerate(bins):
-            if size + sample.num_tokens <= token_budget:
-                bins[index] = (size + sample.num_tokens, [*content, sample])
+            if size + num_tokens <= token_budget:
+                bins[index] = (size + num_tokens, [*content, sample])
                 break
         else:
-            bins.append((sample.num_tokens, [sample]))
+            bins.append((num_tokens, [sample]))
     return [content for _, content in bins]
 
 
