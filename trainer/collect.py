@@ -21,6 +21,7 @@ from trainer.group import Group
 from trainer.ledger import GroupMemory
 from trainer.numerics import measure_gap
 from trainer.prompts import Prompt, hash_seed
+from trainer.rates import verdicts_per_group
 from trainer.shaping import characters_of, group_length_terms
 from trainer.verdicts import VerdictRecord
 from wire.errors import PromptDropped, ServiceError
@@ -107,7 +108,8 @@ class Collector:
         self._settings, self._rollouts, self._judge, self._learner = settings, rollouts, judge, learner
         self._ledger = ledger
         self._decode, self._version, self._learner_version = decode, version, learner_version
-        self.verdicts = VerdictRecord(settings.judge_max_unreadable)  # of training, held-out prompts excluded
+        per_step = settings.prompts_per_step * verdicts_per_group(settings)
+        self.verdicts = VerdictRecord(settings.judge_max_unreadable, per_step)  # of training, held-out prompts excluded
         self._life = secrets.token_hex(8)
         self.num_at: Counter[str] = Counter()  # groups at each stage: who waits for whom
 

@@ -15,7 +15,7 @@ from wire.errors import ServiceError
 from wire.judgement import GroupVerdict, MissingReason, PlacedVerdict, Verdict
 
 QUARTERS = 4
-LEAST_VERDICTS = 16  # fewer tell nothing of the judge's health: of two steps at once, the second may find a handful
+LEAST_VERDICTS = 16  # fewer tell nothing of the judge's health
 
 
 class VerdictRecord:
@@ -23,13 +23,16 @@ class VerdictRecord:
 
     Args:
         max_unreadable: share of unreadable verdicts beyond which the judge is sick, 0..1.
+        per_step: verdicts that a step has, dropped groups apart. Where two steps come at once, the second finds a
+            handful, and no fair sample: what comes last ran to a limit, and is missing more often than others.
     """
 
-    def __init__(self, max_unreadable: float) -> None:
+    def __init__(self, max_unreadable: float, per_step: int = LEAST_VERDICTS) -> None:
         self._max_unreadable = max_unreadable
         self._groups: list[tuple[GroupVerdict, tuple[int, ...]]] = []  # since the last drain
         self._unchecked: list[Verdict] = []  # since the last check that had enough of them
-        self._latest: deque[MissingReason | None] = deque(maxlen=LEAST_VERDICTS)  # why each is missing, if it is
+        # Why each of the latest is missing, if it is.
+        self._latest: deque[MissingReason | None] = deque(maxlen=max(per_step, LEAST_VERDICTS))
 
     def note(self, group: GroupVerdict, lengths_K: Sequence[int]) -> None:
         """Take a group's verdicts in; `lengths_K` are its completions' lengths, in tokens."""
@@ -55,8 +58,8 @@ class VerdictRecord:
             )
 
     def drain(self) -> dict[str, float]:
-        """Every judge metric by its TensorBoard name, and a fresh start; the latest verdicts are kept, to weigh
-        a handful with. NaN where there is nothing to tell."""
+        """Every judge metric by its TensorBoard name, and a fresh start; the latest verdicts are kept, to weigh a part
+        of a step with. NaN where there is nothing to tell."""
         groups, self._groups = self._groups, []
         placed = [placed for group, _ in groups for placed in group.verdicts]
         given = [p.verdict for p in placed if p.verdict.missing is None]
@@ -82,10 +85,10 @@ class VerdictRecord:
 
     def _missing(self, placed: Sequence[PlacedVerdict]) -> dict[str, float]:
         """The share of `placed` that is missing, in all and by reason. The latest before them count too where they are
-        fewer than `LEAST_VERDICTS`, unless there is none at all."""
+        fewer than a step has, unless there is none at all."""
         reasons = [p.verdict.missing for p in placed]
         self._latest.extend(reasons)
-        counts = Counter(self._latest if 0 < len(reasons) < LEAST_VERDICTS else reasons)
+        counts = Counter(self._latest if 0 < len(reasons) < len(self._latest) else reasons)
         total = counts.total()
         shares = {f"judge/missing_{reason}": _share(counts[reason], total) for reason in get_args(MissingReason)}
         return {"judge/missing": _share(total - counts[None], total), **shares}

@@ -64,15 +64,16 @@ def test_drained_counts_start_afresh() -> None:
     assert found["judge/verdicts"] == 0 and math.isnan(found["judge/missing"])
 
 
-def test_a_handful_of_verdicts_is_weighed_with_those_before() -> None:
-    whole = GroupVerdict(scores=(4.0, 2.0), verdicts=(placed(0, 1, given((4, 2), 2)),) * LEAST_VERDICTS, same_as=(0, 1))
-    record = VerdictRecord(max_unreadable=1.0)
+@pytest.mark.parametrize(("per_step", "window"), [(4, LEAST_VERDICTS), (64, 64)])
+def test_a_part_of_a_step_is_weighed_with_those_before(per_step: int, window: int) -> None:
+    whole = GroupVerdict(scores=(4.0, 2.0), verdicts=(placed(0, 1, given((4, 2), 2)),) * window, same_as=(0, 1))
+    record = VerdictRecord(max_unreadable=1.0, per_step=per_step)
     record.note(whole, [1, 2])
     record.drain()
     record.note(GROUP, [5, 50, 500, 6])  # one of its four is missing
     found = record.drain()
     assert found["judge/verdicts"] == 4
-    assert found["judge/missing"] == found["judge/missing_unreadable"] == 1 / LEAST_VERDICTS
+    assert found["judge/missing"] == found["judge/missing_unreadable"] == 1 / window
     record.note(whole, [1, 2])
     assert record.drain()["judge/missing"] == 0
 
