@@ -39,8 +39,8 @@ from wire.token import read_or_create_token
 
 TOKENS = 1000
 REPLICAS, SLOTS, K, PROMPTS_PER_STEP = 2, 64, 4, 32
-# The load of a large fleet, 64 replicas that write 4,000 tokens a second each: 256 completions a second. A driver that
-# is idle most of the time is woken for every event alone, and each costs more.
+# The load of a large fleet, 64 replicas that write 4,000 tokens a second each: 256 completions a second. Under a third
+# of it, where the driver is idle most of the time, a completion costs a third more: both are in results/pipeline.md.
 TOKEN_S = 0.00025
 SPEEDUP = 160.0  # of the verdicts, whose median is 22 s
 WARM_STEPS = 4
@@ -104,8 +104,8 @@ def run_settings(folder: str, steps: int) -> RunSettings:
 
 
 def plain_json_ms() -> float:
-    """Milliseconds of CPU in which this machine's Python reads one such completion from JSON as vLLM's OpenAI routes
-    write it, and nothing else: what the driver's figure is to be seen beside, as both grow on a slow machine."""
+    """Milliseconds of CPU in which this machine's Python reads one such completion from JSON in the shape of vLLM's
+    OpenAI routes, and nothing else: what the driver's figure is to be seen beside, as both grow on a slow machine."""
     words = [f"token {token}" for token in range(TOKENS)]
     logprobs = [-1.0 / (token + 1) for token in range(TOKENS)]
     content = {"tokens": words, "token_logprobs": logprobs, "text_offset": list(range(TOKENS))}

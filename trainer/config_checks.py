@@ -33,7 +33,7 @@ def check_run(settings: RunSettings) -> None:
     """Raises ConfigError on the first that cannot work; the message gives the numbers and the remedy."""
     _check_least(settings)
     _check_positive(settings)
-    _check_rewards(settings)
+    _check_ranges(settings)
     _check_evaluation(settings)
     _check_step(settings)
     _check_lora(settings)
@@ -58,7 +58,7 @@ def _check_positive(settings: RunSettings) -> None:
         )
 
 
-def _check_rewards(settings: RunSettings) -> None:
+def _check_ranges(settings: RunSettings) -> None:
     if settings.importance_weights not in IMPORTANCE_WEIGHTS:
         raise ConfigError(
             f"importance_weights {settings.importance_weights!r} is not among {', '.join(IMPORTANCE_WEIGHTS)}"

@@ -85,7 +85,7 @@ class VerdictRecord:
 
     def _missing(self, placed: Sequence[PlacedVerdict]) -> dict[str, float]:
         """The share of `placed` that is missing, in all and by reason. The latest before them count too where they are
-        fewer than a step has, unless there is none at all."""
+        fewer than a step has or than `LEAST_VERDICTS`, unless there is none at all."""
         reasons = [p.verdict.missing for p in placed]
         self._latest.extend(reasons)
         counts = Counter(self._latest if 0 < len(reasons) < len(self._latest) else reasons)

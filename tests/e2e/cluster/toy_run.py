@@ -19,8 +19,7 @@ EVERYWHERE = [
 ]
 JUDGE = ["--judge_model_name_or_path", str(TOY / "judge")]
 REPLICAS = ["--model_name_or_path", str(TOY / "policy"), "--replicas", "1"]  # of the run, and by hand
-# Ray tells of a host that died, so that silence need not: how long one lasts after a short cut is TCP's affair, which
-# sends again after 0.2, 0.4, 0.8 ... seconds, and the loaded machine's.
+# Ray tells of a host that died; silence need not, and on two cores on which a server starts it may last.
 RUN = [
     *("--dataset_name", str(TOY / "helpsteer3"), "--output_dir", OUTPUT),
     *("--num_eval_prompts", "0", "--judge_check", "false", "--learning_rate", "1e-5"),
