@@ -3,6 +3,7 @@
 POST   /v1/judgement       one conversation, one or two responses -> Verdict
 POST   /v1/group           one conversation, K responses          -> GroupVerdict
 POST   /v1/render          one conversation, one or two responses -> the prompt that the judge would read
+WS     /v1/judgements      many judgements at once, over one connection: `wire/channel.py`
 GET    /v1/info            the judge's name, dialect and limits, and its servers
 GET    /v1/servers         the pool of GenRM servers
 POST   /v1/servers         {"url": URL}: join a running server
@@ -21,10 +22,11 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response, WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
+from reward_server.channel_server import serve_channel
 from reward_server.config import RewardSettings
 from reward_server.group import judge_group
 from reward_server.instruments import Instruments
@@ -32,6 +34,7 @@ from reward_server.pool import Pool, Server
 from reward_server.prefix_cache import hit_share
 from reward_server.scheme import Scheme
 from reward_server.startup import Startup
+from wire.channel import CHANNEL_PATH
 from wire.errors import ConfigError, ServiceError
 from wire.judgement import GroupRequest, GroupVerdict, JudgementRequest, Message, Verdict
 from wire.token import TokenMiddleware
@@ -127,12 +130,19 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
             detail = f"{waiting} judgements wait already; ask again in {wait_s} s"
             raise HTTPException(429, detail, headers={"Retry-After": str(wait_s)})
 
+    async def judged(order: JudgementRequest) -> Verdict:
+        take_in(background=order.background)
+        return await judge.judge(order.conversation, order.responses, order.seed, order.vote)
+
     @app.post("/v1/judgement", response_model=Verdict)
     async def judgement(order: JudgementRequest, request: Request) -> Response:
         """One verdict on one response, or on two against each other."""
-        take_in(background=order.background)
-        work = judge.judge(order.conversation, order.responses, order.seed, order.vote)
-        return _json(await _unless_abandoned(request, work))
+        return _json(await _unless_abandoned(request, judged(order)))
+
+    @app.websocket(CHANNEL_PATH)
+    async def judgements(socket: WebSocket) -> None:
+        """Many verdicts, over one connection."""
+        await serve_channel(socket, judged)
 
     @app.post("/v1/group", response_model=GroupVerdict)
     async def group(order: GroupRequest, request: Request) -> Response:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -15,6 +14,7 @@ import msgspec
 from pydantic import ValidationError
 
 from reward_server.asking import Asking
+from reward_server.channel import Channel
 from reward_server.config import RewardSettings
 from reward_server.group import judge_group
 from reward_server.peer import Call, Peer, Reply, open_session
@@ -25,7 +25,7 @@ from wire.waits import waiting
 
 CHECK_TIMEOUT_S = 10.0
 RENDER_TIMEOUT_S = 60.0
-HAS_NO_CONNECTION = "has no free connection"
+HAS_NO_PLACE = "has no free place"
 DEFAULT_SCHEME = Scheme.of(RewardSettings())
 
 log = logging.getLogger(__name__)
@@ -50,28 +50,30 @@ class RewardClient:
         timeout_s: deadline of one verdict. Longer than the service's own `judge_timeout_s`, so that the service can
             still say why a verdict is missing. While the service says that its queue is full, the deadline runs from
             the last verdict that it gave this client: a full queue that moves loses nothing.
-        max_connections: verdicts asked for at once; more wait here, and their deadlines do not run yet.
+        most_at_once: verdicts asked for at once; more wait here, and their deadlines do not run yet.
         scheme: how `group` pairs and scores completions.
     """
 
     def __init__(
-        self, url: str, token: str, timeout_s: float, max_connections: int = 2048, scheme: Scheme = DEFAULT_SCHEME
+        self, url: str, token: str, timeout_s: float, most_at_once: int = 2048, scheme: Scheme = DEFAULT_SCHEME
     ) -> None:
         self.url = url.rstrip("/")
         self._token, self._timeout_s, self._scheme = token, timeout_s, scheme
-        self._places = asyncio.Semaphore(max_connections)
+        self._places = asyncio.Semaphore(most_at_once)
         self._last_answer = 0.0  # of the loop's clock
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = open_session()
         self._peer = Peer(self._session, self.url, self._token)
+        self._channel = Channel(self._session, self._peer)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._session is not None
+        await self._channel.close()
         await self._session.close()
 
     async def judge(
@@ -91,50 +93,45 @@ class RewardClient:
         Raises:
             Unauthorized: the service refuses the token.
         """
-        order = JudgementRequest(
-            conversation=tuple(conversation),
-            responses=tuple(responses),
-            seed=seed,
-            vote=vote,
-        )
+        order = JudgementRequest(conversation=tuple(conversation), responses=tuple(responses), seed=seed, vote=vote)
+        await self._take_place()
+        try:
+            return await self._ask(order, background)
+        finally:
+            self._places.release()
 
+    async def _ask(self, order: JudgementRequest, background: asyncio.Event | None) -> Verdict:
         def body() -> msgspec.Raw:  # of each attempt: it may be of the background no more
             gives_way = background is not None and not background.is_set()
             return _as_json(order.model_copy(update={"background": True}) if gives_way else order)
 
         clock = asyncio.get_running_loop().time
-        async with self._place():
-            started = clock()
-            with Asking(url=self.url) as call:
-                try:
-                    async with asyncio.timeout(self._timeout_s) as deadline:
-                        call.on_busy = lambda: deadline.reschedule(
-                            max(deadline.when() or 0.0, self._last_answer + self._timeout_s)
-                        )
-                        reply = await self._peer.post("/v1/judgement", body, call)
-                except TimeoutError:
-                    reason: MissingReason = "server_lost" if call.lost else "timeout"
-                    return self._missing(reason, "", call, clock() - started)
-                self._last_answer = clock()
-                self._check_token(reply)
-                verdict = _verdict_in(reply, len(responses))
-                if verdict is None:
-                    return self._missing("refused", reply.text, call, clock() - started)
-                call.was_done_by(verdict.server)
-                return verdict
+        started = clock()
+        with Asking(url=self.url) as call:
+            try:
+                async with asyncio.timeout(self._timeout_s) as deadline:
+                    call.on_busy = lambda: deadline.reschedule(
+                        max(deadline.when() or 0.0, self._last_answer + self._timeout_s)
+                    )
+                    reply = await self._channel.post(body, call)
+            except TimeoutError:
+                reason: MissingReason = "server_lost" if call.lost else "timeout"
+                return self._missing(reason, "", call, clock() - started)
+            self._last_answer = clock()
+            self._check_token(reply)
+            verdict = _verdict_in(reply, len(order.responses))
+            if verdict is None:
+                return self._missing("refused", reply.text, call, clock() - started)
+            call.was_done_by(verdict.server)
+            return verdict
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of the verdicts that may be asked for at once."""
+    async def _take_place(self) -> None:
+        """One of the verdicts that may be asked for at once; to be released."""
         if self._places.locked():
-            with waiting(f"judge {self.url}", HAS_NO_CONNECTION):
+            with waiting(f"judge {self.url}", HAS_NO_PLACE):
                 await self._places.acquire()
         else:
             await self._places.acquire()  # at once
-        try:
-            yield
-        finally:
-            self._places.release()
 
     async def group(
         self,

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -35,6 +36,7 @@ from reward_server.remote import Host, Say
 from reward_server.started import StartedServers
 from reward_server.startup import GenrmProcess
 from wire.address import settled
+from wire.channel import LARGEST_FRAME
 from wire.errors import ConfigError, ServiceError
 from wire.ports import bound_in_range
 from wire.process import url_of
@@ -46,7 +48,7 @@ POLL_S = 0.25
 # Objects that come to be, less those that go, between two collections; and how many of these go to one of older ones.
 # A verdict in flight is about 300 objects, and to go through a thousand verdicts takes 0.2 s.
 GC_THRESHOLDS = 50_000, 20
-LAST_ANSWERS_S = 2  # what is in flight when the service stops may still be answered for so long
+LAST_ANSWERS_S = 2  # what was asked by POST when the service stops may still be answered for so long
 
 
 class _Api(uvicorn.Server):
@@ -135,13 +137,25 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
+def api_config(app: Callable[..., Any]) -> uvicorn.Config:
+    """How uvicorn serves the API."""
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+        ws="websockets-sansio",
+        ws_max_size=LARGEST_FRAME,
+        ws_per_message_deflate=False,
+        ws_ping_timeout=None,  # an asker that stands still for a while keeps what it asked for
+    )
+
+
 @asynccontextmanager
 async def _api(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
     """The API, served while the context is open."""
-    config = uvicorn.Config(
-        app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_ANSWERS_S
-    )
-    server = _Api(config)
+    server = _Api(api_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield

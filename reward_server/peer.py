@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,49 @@ def busy_pause(reply: Reply) -> float:
     return min(max(reply.retry_after_s, FIRST_PAUSE_S), LONGEST_PAUSE_S) * random.uniform(1.0, 1.5)
 
 
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds that a header `Retry-After` names; 0 where there is none, or a date."""
+    wanted = headers.get("Retry-After", "")
+    return float(wanted) if wanted.isdecimal() else 0.0
+
+
+async def until_answered(send: Callable[[bytes], Awaitable[Reply]], where: str, message: Any, call: Call) -> Reply:
+    """Send `message` as JSON until it is answered; without end, so the caller sets the deadline.
+
+    A lost connection and a 5xx are tried again after a pause that doubles, a busy peer (408, 429) after the pause that
+    it asks for.
+
+    Args:
+        send: one attempt; raises aiohttp.ClientError or OSError where there is no answer.
+        where: URL of the route, for the log.
+        message: what is sent, or a function that gives what each attempt sends.
+        call: is told of every turn.
+    """
+    pause = FIRST_PAUSE_S
+    message_of = message if callable(message) else lambda: message
+    while True:
+        call.is_sent()
+        body = msgspec.json.encode(message_of())
+        try:
+            reply = await send(body)
+        except (aiohttp.ClientError, OSError) as error:
+            log.warning("%s: %s", where, error or type(error).__name__)
+            call.is_lost()
+        else:
+            if not (reply.is_failure or reply.is_busy):
+                call.is_answered()
+                return reply
+            level = logging.INFO if reply.is_busy else logging.WARNING
+            log.log(level, "%s: HTTP %d %s", where, reply.status, reply.text[:300])
+            if reply.is_busy:
+                call.is_refused()
+                await asyncio.sleep(busy_pause(reply))
+                continue
+            call.is_lost()
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
 class Peer:
     """A server at `url`.
 
@@ -99,38 +143,12 @@ class Peer:
     def __init__(self, session: aiohttp.ClientSession, url: str, token: str) -> None:
         self.url = url.rstrip("/")
         self._session = session
-        self._headers = auth_headers(token) | {"Content-Type": "application/json"}
+        self.headers = auth_headers(token)
+        self._json_headers = self.headers | {"Content-Type": "application/json"}
 
     async def post(self, path: str, message: Any, call: Call) -> Reply:
-        """POST `message` as JSON until the peer answers; without end, so the caller sets the deadline.
-
-        A lost connection and a 5xx are tried again after a pause that doubles, a busy peer (408, 429) after the pause
-        that it asks for. `call` is told of every turn. A `message` that is a function is asked for what each attempt
-        sends.
-        """
-        pause = FIRST_PAUSE_S
-        message_of = message if callable(message) else lambda: message
-        while True:
-            call.is_sent()
-            body = msgspec.json.encode(message_of())
-            try:
-                reply = await self.send("POST", path, body)
-            except (aiohttp.ClientError, OSError) as error:
-                log.warning("%s%s: %s", self.url, path, error or type(error).__name__)
-                call.is_lost()
-            else:
-                if not (reply.is_failure or reply.is_busy):
-                    call.is_answered()
-                    return reply
-                level = logging.INFO if reply.is_busy else logging.WARNING
-                log.log(level, "%s%s: HTTP %d %s", self.url, path, reply.status, reply.text[:300])
-                if reply.is_busy:
-                    call.is_refused()
-                    await asyncio.sleep(busy_pause(reply))
-                    continue
-                call.is_lost()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+        """POST `message` as JSON until the peer answers; see `until_answered`."""
+        return await until_answered(lambda body: self.send("POST", path, body), self.url + path, message, call)
 
     async def send(self, method: str, path: str, body: bytes | None = None) -> Reply:
         """One request, whatever the status of its answer.
@@ -138,9 +156,8 @@ class Peer:
         Raises:
             aiohttp.ClientError, OSError: no answer.
         """
-        async with self._session.request(method, self.url + path, data=body, headers=self._headers) as answer:
-            wanted = answer.headers.get("Retry-After", "")
-            return Reply(answer.status, await answer.read(), float(wanted) if wanted.isdecimal() else 0.0)
+        async with self._session.request(method, self.url + path, data=body, headers=self._json_headers) as answer:
+            return Reply(answer.status, await answer.read(), retry_after_s(answer.headers))
 
     async def get(self, path: str, timeout_s: float) -> Reply:
         """GET once, whatever the status.

@@ -303,12 +303,12 @@ class RolloutClient:
         """One request for a completion for each of `futures`; the first of them is completion `first` of the prompt."""
         assert self._session is not None
         parts = [Part() for _ in futures]
-        request = self._request(order, len(futures))
-        headers = {BOOT_HEADER: replica.boot_id} if replica.boot_id else {}
+        request = msgspec.json.encode(self._request(order, len(futures)))
+        headers = {"Content-Type": "application/json"} | ({BOOT_HEADER: replica.boot_id} if replica.boot_id else {})
         url = replica.url + PACKED_PATH
         stream = Unframing()
         try:
-            async with self._session.post(url, json=request, headers=headers) as reply:
+            async with self._session.post(url, data=request, headers=headers) as reply:
                 if reply.status == 401:
                     raise Unauthorized(f"{replica.url} refuses the token: give both sides the same token_file")
                 if reply.status == 404:

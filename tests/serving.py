@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from reward_server.config import RewardSettings
-from reward_server.main import listen
+from reward_server.main import api_config, listen
 
 
 @asynccontextmanager
-async def running_app(app: FastAPI) -> AsyncIterator[str]:
-    """Serve `app` while the context is open; yields its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1))
-    with listen(RewardSettings()) as listener:
+async def running_app(app: Any, port: int = 0) -> AsyncIterator[str]:
+    """Serve the ASGI application while the context is open, on a free port by default; yields its URL."""
+    server = uvicorn.Server(api_config(app))
+    with listen(RewardSettings(reward_port=port)) as listener:
         serving = asyncio.create_task(server._serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.01)

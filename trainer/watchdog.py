@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from reward_server.asking import DOES_NOT_ANSWER, QUEUE_IS_FULL
-from reward_server.client import HAS_NO_CONNECTION
+from reward_server.client import HAS_NO_PLACE
 from reward_server.fetch_wait import FETCHES
 from rollout_server.fleet import DRIVER, FLEET, HAS_TOO_FEW
 from rollout_server.started import STARTS
@@ -35,7 +35,7 @@ from wire.waits import WAITS, Wait, Waits
 INTERVAL_S = 1.0
 NAMED = 3  # peers of other waits in the same line
 
-IDLE = frozenset({QUEUE_IS_FULL, DOES_NOT_ANSWER, HAS_NO_CONNECTION})  # reasons of who does no work
+IDLE = frozenset({QUEUE_IS_FULL, DOES_NOT_ANSWER, HAS_NO_PLACE})  # reasons of who does no work
 WAITERS = ("group ", "held-out ", "evaluation ", FLEET)  # peers that wait themselves
 # Of the driver's waits those with a deadline of their own that may be longer: starts, files, replicas that are away.
 BOUNDED = frozenset({STARTS, FETCHES, PLACES_LEARNER, REASONS["setup"], LOADS, SAVES, SYNCS, EXPORTS, HAS_TOO_FEW})

@@ -2,6 +2,7 @@
 
     POST /v1/judgement   JudgementRequest -> Verdict       one conversation, one or two responses
     POST /v1/group       GroupRequest     -> GroupVerdict  one conversation, K responses
+    WebSocket /v1/judgements                               many judgements at once over one connection
 
 Scores are 1..5 (5 best), rankings 1..6 (1: the first response is much better, 6: the second is). A verdict that could
 not be had carries `missing`, the reason, and no numbers: a missing score is `null`, never a neutral value.

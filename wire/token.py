@@ -86,13 +86,14 @@ class TokenMiddleware:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or self._is_authorised(scope):
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
+        elif scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
             await send({"type": "websocket.close", "code": 1008})
         else:
+            kind = "websocket.http" if scope["type"] == "websocket" else "http"
             body = b'{"error": "this route needs the run\'s access token"}'
             headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await send({"type": f"{kind}.response.start", "status": 401, "headers": headers})
+            await send({"type": f"{kind}.response.body", "body": body})
 
     def _is_authorised(self, scope: Any) -> bool:
         given = b"".join(value for name, value in scope["headers"] if name == b"authorization")

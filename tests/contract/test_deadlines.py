@@ -24,6 +24,7 @@ import rollout_server.scale
 import rollout_server.started
 import trainer.joined
 from reward_server import scale as reward_scale
+from reward_server.channel import Channel
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.figures import read_figures
@@ -276,6 +277,7 @@ async def test_a_server_that_a_run_would_join_and_that_is_silent_is_named_before
         (RewardClient, set(REWARD)),
         (FleetClient, {"call"}),
         (RolloutClient, {"generate"}),
+        (Channel, {"close", "post", "send"}),  # as of a Peer; its end is in tests/reward_server/test_channel.py
         (Peer, {"get", "post", "send"}),  # only ever under a caller's deadline, or their own
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

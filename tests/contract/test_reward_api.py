@@ -9,93 +9,29 @@ import uvicorn
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from reward_server.app import build_app
 from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
-from reward_server.instruments import Instruments
 from reward_server.pairings import drawn_order, pairing_named
 from reward_server.scheme import Scheme
-from reward_server.startup import Startup
+from tests.contract.fake_judging import CONVERSATION, TOKEN, TURN
 from tests.serving import running_app
 from trainer.config import RunSettings
 from trainer.services import second_judges
+from wire.channel import CHANNEL_PATH
 from wire.errors import ServiceError, Unauthorized
 from wire.judgement import Message, Verdict
 from wire.token import auth_headers
 
-TOKEN = "correct-horse"
 SEED = 11
-TURN = {"role": "user", "content": "sea?"}
-CONVERSATION = (Message(**TURN),)
-
-
-class FakeJudge:
-    """Scores an answer by the number it ends with; an answer `hang` never gets a verdict."""
-
-    def __init__(self) -> None:
-        self.asked = []
-        self.abandoned = 0
-
-    async def judge(self, conversation, responses, seed, vote=0):
-        self.asked.append((tuple(conversation), tuple(responses), seed))
-        if "hang" in responses:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.abandoned += 1
-        if "missing" in responses:
-            return Verdict(missing="unreadable", text="???", attempts=3)
-        scores = tuple(float(response[-1]) for response in responses)
-        return Verdict(scores=scores, ranking=None if len(responses) == 1 else 3, text="…", prompt_tokens=9)
-
-    async def render(self, conversation, responses):
-        if conversation[0].role == "system":
-            raise ServiceError("the judge knows no turn of role 'system'")
-        return " | ".join([*(turn.content for turn in conversation), *responses])
-
-
-class FakePool:
-    """A pool as the API reads it."""
-
-    def __init__(self) -> None:
-        self.num_ready, self.num_waiting, self.lost_calls, self.room = 1, 0, 0, 256
-        self.servers = []
-        self.is_full = False
-
-
-class FakeStarted:
-    """Servers of the service's own, as the API sees them."""
-
-    count = 1
-
-    def resize(self, count):
-        self.count = count
-
-    def owns(self, url):
-        return False
-
-    @property
-    def unplaced(self):
-        return [("judge-1", Startup("waits for a node"))]
-
-
-@pytest.fixture
-def judge():
-    return FakeJudge()
-
-
-@pytest.fixture
-def pool():
-    return FakePool()
-
-
-@pytest.fixture
-def app(judge, pool):
-    return build_app(RewardSettings(judge_max_queue=2), judge, pool, FakeStarted(), Instruments(pool), TOKEN)
 
 
 def routes(app):
-    return sorted((method, re.sub(r"\{.*?\}", "x", route.path)) for route in app.routes for method in route.methods)
+    """(method, path) of all; the channel is a GET until it is one of WebSocket frames."""
+    return sorted(
+        (method, re.sub(r"\{.*?\}", "x", route.path))
+        for route in app.routes
+        for method in getattr(route, "methods", ("GET",))
+    )
 
 
 async def given_text(text):
@@ -105,11 +41,16 @@ async def given_text(text):
 async def test_every_route_but_health_answers_401_without_the_token(app, judge):
     known = routes(app)
     assert {("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/v1/group"), ("POST", "/v1/judgement")} <= set(known)
+    assert ("GET", CHANNEL_PATH) in known
     async with running_app(app) as url, aiohttp.ClientSession() as session:
         for method, path in [*known, ("GET", "/nowhere"), ("POST", "/health/x")]:
             for headers in ({}, auth_headers("wrong")):
                 async with session.request(method, url + path, headers=headers) as reply:
                     assert reply.status == (200 if path == "/health" else 401), (method, path)
+        for headers in ({}, auth_headers("wrong")):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect(url + CHANNEL_PATH, headers=headers)
+            assert refused.value.status == 401
         async with session.get(f"{url}/openapi.json", headers=auth_headers(TOKEN)) as reply:
             assert reply.status == 200 and "/v1/judgement" in (await reply.json())["paths"]
     assert judge.asked == []

@@ -466,8 +466,8 @@ SCENARIOS: dict[tuple[str, str], tuple[str, Callable[..., AbstractAsyncContextMa
     ("rollout_server.push", rollout_server.push.RESUMES): ("replica http", lambda: push(World(), "resume")),
     ("rollout_server.push", rollout_server.push.IS_PROBED): ("replica http", failed_transfer),
     ("rollout_server.started", rollout_server.started.STARTS): ("replica 0", starting),
-    ("reward_server.client", reward_server.client.HAS_NO_CONNECTION): (
-        "judge http", lambda: verdicts_of_a_silent_service(num=2, max_connections=1)
+    ("reward_server.client", reward_server.client.HAS_NO_PLACE): (
+        "judge http", lambda: verdicts_of_a_silent_service(num=2, most_at_once=1)
     ),
     ("reward_server.asking", reward_server.asking.JUDGES): ("judge http", verdicts_of_a_silent_service),
     ("reward_server.asking", reward_server.asking.QUEUE_IS_FULL): ("judge http", verdicts_of_a_full_service),

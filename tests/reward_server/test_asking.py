@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 
 import reward_server.asking
 from reward_server.asking import DOES_NOT_ANSWER, JUDGES, QUEUE_IS_FULL, Asking
-from reward_server.client import HAS_NO_CONNECTION, RewardClient
+from reward_server.client import HAS_NO_PLACE, RewardClient
 from wire.judgement import Message, Verdict
 from wire.waits import WAITS
 
@@ -119,14 +119,14 @@ async def test_a_verdict_that_nobody_waits_for_any_more_is_no_wait(over) -> None
     assert reasons() == [] and len(over) == 1
 
 
-async def test_verdicts_beyond_the_connections_wait_for_one_and_get_it(over) -> None:
+async def test_verdicts_beyond_the_places_wait_for_one_and_get_it(over) -> None:
     service = Service(None)
     service.gate.clear()
     async with service.server:
         url = str(service.server.make_url("")).rstrip("/")
-        async with RewardClient(url, "token", timeout_s=20, max_connections=1) as client:
+        async with RewardClient(url, "token", timeout_s=20, most_at_once=1) as client:
             calls = [asyncio.create_task(client.judge(TALK, ("a", "b"), seed)) for seed in range(3)]
-            await until(lambda: reasons() == [JUDGES, HAS_NO_CONNECTION, HAS_NO_CONNECTION])
+            await until(lambda: reasons() == [JUDGES, HAS_NO_PLACE, HAS_NO_PLACE])
             calls[1].cancel()
             service.gate.set()
             await asyncio.gather(calls[0], calls[2])

@@ -4,17 +4,21 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from socket import SHUT_RDWR
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
+from reward_server.app import build_app
+from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.instruments import Instruments
 from reward_server.judge import RETRY_TEMPERATURE, Judge
 from reward_server.peer import open_session
 from reward_server.pool import MAX_DEATHS, Pool
 from reward_server.seeds import derived_seed
+from tests.serving import running_app
 from wire.judgement import Message
 
 CONVERSATION = (Message(role="user", content="sea?"),)
@@ -34,6 +38,7 @@ class FakeGenRM:
     """Answers with `script`, one entry a request, the last one for ever; `hang` is an answer that never comes."""
 
     script: list
+    pause_s: float = 0.01
     requests: list = field(default_factory=list)
     tokens: list = field(default_factory=list)
     in_flight: int = 0
@@ -47,7 +52,7 @@ class FakeGenRM:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(3600 if entry == "hang" else 0.01)
+            await asyncio.sleep(3600 if entry == "hang" else self.pause_s)
         finally:
             self.in_flight -= 1
             self.hung_up += entry == "hang"
@@ -62,8 +67,8 @@ class FakeGenRM:
 
 
 @asynccontextmanager
-async def judge_with(*script, **settings):
-    fake = FakeGenRM(list(script))
+async def judge_with(*script, pause_s=0.01, **settings):
+    fake = FakeGenRM(list(script), pause_s)
     app = web.Application()
     app.add_routes([web.post("/v1/chat/completions", fake.chat), web.get("/health", fake.health)])
     server = TestServer(app, handler_cancellation=True)
@@ -214,3 +219,18 @@ async def test_a_conversation_the_dialect_cannot_write_is_refused_without_a_requ
     async with judge_with(generation(GOOD)) as (judge, fake):
         verdict = await judge.judge((Message(role="response_1", content="x"),), ("a", "b"), seed=7)
     assert verdict.missing == "refused" and not fake.requests and verdict.attempts == 0
+
+
+async def test_a_verdict_that_was_asked_for_over_a_connection_that_was_cut_is_generated_once(caplog):
+    """Asked for again over a new one, it joins what is under way."""
+    async with judge_with(generation(GOOD), pause_s=1.0) as (judge, fake):
+        pool = judge._pool
+        app = build_app(judge._settings, judge, pool, None, Instruments(pool), "secret")
+        async with running_app(app) as url, RewardClient(url, "secret", timeout_s=20) as client:
+            asking = asyncio.create_task(client.judge(CONVERSATION, ("a", "b"), 7))
+            while not fake.requests:
+                await asyncio.sleep(0.01)
+            client._channel._line._socket.get_extra_info("socket").shutdown(SHUT_RDWR)
+            verdict = await asking
+    assert (verdict.scores, len(fake.requests), fake.hung_up) == ((4, 2), 1, 0)
+    assert "the channel was lost" in caplog.text

@@ -1,0 +1,36 @@
+"""The channel to a reward service: many judgements at once over one WebSocket.
+
+    -> {"id": 7, "order": JudgementRequest}                                       asks
+    -> {"id": 7}                                                                  nobody waits for it any more
+    <- {"id": 7, "status": 200, "body": Verdict}                                  the answer, as soon as it is there
+    <- {"id": 7, "status": 429, "retry_after_s": 2, "body": {"detail": "..."}}    or why there is none
+
+Frames are text, each a JSON object. `id` is a number of the asker's choice that no other of its judgements under way on
+the connection has. Status and body are those of `POST /v1/judgement`. A judgement ends with the connection that asked.
+
+A verdict takes seconds to minutes, and a trainer waits for a thousand: a connection for each would be a thousand open
+files on both sides, and a request of its own costs the asker five times as much as a frame does.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+CHANNEL_PATH = "/v1/judgements"
+LARGEST_FRAME, LARGEST_ORDER = 2**24, 2**23  # bytes; what is larger goes by POST
+
+
+class Asked(msgspec.Struct, omit_defaults=True):
+    """Asks for a judgement, or, where `order` is empty, withdraws it."""
+
+    id: int
+    order: msgspec.Raw = msgspec.Raw()
+
+
+class Answered(msgspec.Struct, omit_defaults=True):
+    """What became of it."""
+
+    id: int
+    status: int
+    body: msgspec.Raw
+    retry_after_s: float = 0.0
