@@ -25,6 +25,11 @@ def characters_of(text: str) -> tuple[int, int]:
     return len(answer_of(text)), len(thought_of(text))
 
 
+def has_length_terms(settings: RunSettings) -> bool:
+    """Whether any of the terms is on."""
+    return any((settings.answer_length_weight, settings.thought_length_weight, settings.overlong_weight))
+
+
 def group_length_terms(
     characters_K: Sequence[tuple[int, int]],
     num_tokens_K: Sequence[int],
