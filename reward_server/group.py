@@ -20,7 +20,7 @@ from reward_server.aggregate import LOWEST_SCORE
 from reward_server.answers import judged_answer
 from reward_server.pairings import drawn_order
 from reward_server.scheme import Scheme
-from reward_server.seeds import derived_seed, digest
+from reward_server.seeds import derived_seed
 from wire.errors import ServiceError
 from wire.judgement import GroupVerdict, PlacedVerdict, Verdict
 
@@ -64,7 +64,6 @@ class _Group:
         self._order = drawn_order(num, seed)
         self._answers: dict[int, str | None] = {}
         self._verdicts: dict[_Question, asyncio.Task[Verdict]] = {}
-        self._names: dict[str, str] = {}
 
     async def judge(self, makings: Sequence[asyncio.Future[str | None]]) -> GroupVerdict:
         awaited = {making: index for index, making in enumerate(makings)}
@@ -98,17 +97,11 @@ class _Group:
         for question in wanted:
             if question not in self._verdicts:
                 first, second, vote = question
-                pair_seed = derived_seed("pair", self._seed, self._name(first), self._name(second or ""))
+                pair_seed = derived_seed("pair", self._seed, first, second or "")
                 self._verdicts[question] = tasks.create_task(self._judge_pair(first, second, pair_seed, vote))
         if len(self._answers) == self._num:  # not earlier: what a copy took out, an unjudged one may bring back
             for question in self._verdicts.keys() - wanted.keys():
                 self._verdicts[question].cancel()
-
-    def _name(self, answer: str) -> str:
-        """Stands for an answer in seeds. It is in two pairs at least, and hashing all of it is not cheap."""
-        if answer not in self._names:
-            self._names[answer] = digest(answer)
-        return self._names[answer]
 
     def _questions(self) -> list[tuple[int, int | None, _Question]]:
         """What there is to ask, as far as the answers tell: the pair, and what the judge is shown."""
