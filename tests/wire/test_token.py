@@ -104,5 +104,13 @@ async def test_a_websocket_without_the_token_is_closed_for_breach_of_policy():
     assert await messages_for({**scope, "headers": [(b"authorization", RIGHT)]}) == ["inside"]
 
 
+async def test_a_websocket_without_the_token_is_answered_401_where_the_server_can_say_so():
+    scope = {"type": "websocket", "path": "/stream", "headers": [], "extensions": {"websocket.http.response": {}}}
+    start, body = await messages_for(scope)
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 401)
+    assert body["type"] == "websocket.http.response.body" and b"token" in body["body"]
+    assert await messages_for({**scope, "headers": [(b"authorization", RIGHT)]}) == ["inside"]
+
+
 async def test_the_lifespan_of_the_guarded_application_runs_without_a_token():
     assert await messages_for({"type": "lifespan"}) == ["inside"]

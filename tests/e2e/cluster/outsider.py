@@ -56,7 +56,7 @@ def answer(address: str, port: int, method: str, path: str, headers: dict[str, s
 
 
 def asked(question: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each route without a token and with a wrong one, and one that asks for a web socket. Whoever speaks no HTTP is
+    """Each route without a token and with a wrong one, and two that ask for a web socket. Whoever speaks no HTTP is
     asked once."""
     address, port = question["address"], int(question["port"])
 
@@ -68,7 +68,7 @@ def asked(question: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(health["answer"], int):
         return [health]
     rows = [row(method, path, guess) for method, path in question["routes"] for guess in GUESSES]
-    return [health, *rows, row("GET", "/v1/realtime", UPGRADE)]
+    return [health, *rows, *(row("GET", path, UPGRADE) for path in ("/v1/realtime", "/v1/judgements"))]
 
 
 def main() -> None:
