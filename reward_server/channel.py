@@ -71,9 +71,11 @@ class Channel:
             status = refusal.status
             if status == 401 or status in BUSY or status >= 500:
                 return Reply(status, refusal.message.encode(), retry_after_s(refusal.headers or {}))
-            log.info("%s%s: HTTP %d; verdicts are asked for one by one", self._peer.url, CHANNEL_PATH, status)
-            self._is_plain = True
-            return await self._peer.send("POST", PLAIN_PATH, order)
+            reply = await self._peer.send("POST", PLAIN_PATH, order)
+            if reply.status == 200 and not self._is_plain:
+                log.info("%s%s: HTTP %d; verdicts are asked for one by one", self._peer.url, CHANNEL_PATH, status)
+                self._is_plain = True
+            return reply
         return await line.ask(order)
 
     async def _open_line(self) -> _Line:

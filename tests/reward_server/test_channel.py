@@ -39,6 +39,7 @@ class Service:
     def __init__(self, *manners: str, statuses: tuple[int, ...] = ()) -> None:
         self._manners, self._statuses = list(manners), list(statuses)
         self.num_handshakes = self.num_plain = 0
+        self.plain_status = 200  # of POST
 
     async def open(self, request: web.Request) -> web.StreamResponse:
         self.num_handshakes += 1
@@ -59,7 +60,7 @@ class Service:
 
     async def plain(self, request: web.Request) -> web.Response:
         self.num_plain += 1
-        return web.json_response(VERDICT.model_dump())
+        return web.json_response(VERDICT.model_dump(), status=self.plain_status)
 
 
 @asynccontextmanager
@@ -108,6 +109,16 @@ async def test_a_service_without_the_channel_is_asked_by_post_from_then_on(
             assert await client.judge(TALK, ("a", "b"), seed) == VERDICT
     assert (service.num_handshakes, service.num_plain) == (1, 3)
     assert f"{CHANNEL_PATH}: HTTP {status}; verdicts are asked for one by one" in caplog.text
+
+
+async def test_whoever_has_neither_route_is_tried_anew() -> None:
+    """A proxy, say, before a service that is not there."""
+    service = Service("answers", statuses=(404,))
+    service.plain_status = 404
+    async with asked(service) as client:
+        assert (await client.judge(TALK, ("a", "b"), 1)).missing == "refused"
+        assert await client.judge(TALK, ("a", "b"), 2) == VERDICT
+    assert (service.num_handshakes, service.num_plain) == (2, 1)
 
 
 async def test_a_service_without_the_route_is_asked_by_post() -> None:
