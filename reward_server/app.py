@@ -54,6 +54,13 @@ class Judging(Protocol):
     ) -> Verdict:
         """The verdict on one response, or on two against each other."""
 
+    def is_under_way(self, conversation: Sequence[Message], responses: Sequence[str], seed: int, vote: int = 0) -> bool:
+        """Whether the same is judged already, and would be joined."""
+
+    @property
+    def num_entering(self) -> int:
+        """Judgements that were begun and have not asked the pool for a place yet."""
+
     async def render(self, conversation: Sequence[Message], responses: Sequence[str]) -> str:
         """The prompt that the judge would read."""
 
@@ -120,8 +127,9 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
 
     def take_in(*, background: bool = False) -> None:
         """Raises 429 where the queue is full; for a call of the background, where there would be a queue at all."""
-        waiting = pool.num_waiting
-        if background and pool.is_full:
+        entering, free = judge.num_entering, max(0, pool.room - pool.num_in_flight)
+        waiting = pool.num_waiting + max(0, entering - free)
+        if background and (pool.is_full or entering >= free):
             detail = "all GenRM servers are busy"
             raise HTTPException(429, detail, headers={"Retry-After": str(BACKGROUND_RETRY_AFTER_S)})
         if waiting >= settings.judge_max_queue:
@@ -131,8 +139,13 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
             raise HTTPException(429, detail, headers={"Retry-After": str(wait_s)})
 
     async def judged(order: JudgementRequest) -> Verdict:
-        take_in(background=order.background)
-        return await judge.judge(order.conversation, order.responses, order.seed, order.vote)
+        question = (order.conversation, order.responses, order.seed, order.vote)
+        try:
+            take_in(background=order.background)
+        except HTTPException:
+            if not judge.is_under_way(*question):  # else it takes no place of its own
+                raise
+        return await judge.judge(*question)
 
     @app.post("/v1/judgement", response_model=Verdict)
     async def judgement(order: JudgementRequest, request: Request) -> Response:

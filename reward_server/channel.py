@@ -15,8 +15,9 @@ from reward_server.peer import BUSY, CONNECT_TIMEOUT_S, Call, Peer, Reply, retry
 from wire.channel import CHANNEL_PATH, LARGEST_ORDER, Answered, Asked
 
 PLAIN_PATH = "/v1/judgement"
-# A host that vanished is noticed by the kernel's own questions, which a program that stands still answers too: it keeps
-# what it is asked. In seconds, seconds, times, and milliseconds. (Pings of the WebSocket cost more than a frame.)
+FAILURES = frozenset({500, 502, 503, 504})  # 501 and 505 say that there is no WebSocket
+# A host that vanished is noticed by the kernel's own questions, which are answered for a program that stands still too,
+# as long as its buffers have room. In seconds, seconds, times, and milliseconds. (A WebSocket's pings would cost more.)
 TCP_OPTIONS = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}
 CLOSE_TIMEOUT_S = 2.0
 
@@ -29,7 +30,7 @@ _encode = msgspec.json.Encoder().encode
 class Channel:
     """Judgements over one WebSocket, opened when it is needed and anew after it was lost.
 
-    A service that has no such route, or stands behind a proxy that lets no WebSocket pass, is asked by POST.
+    A service that answers the handshake with a status that denies the route (404, or a proxy's 501) is asked by POST.
 
     Args:
         session: carries the calls; see `peer.open_session`.
@@ -69,7 +70,7 @@ class Channel:
             line = await self._open_line()
         except aiohttp.WSServerHandshakeError as refusal:
             status = refusal.status
-            if status == 401 or status in BUSY or status >= 500:
+            if status == 401 or status in BUSY or status in FAILURES:
                 return Reply(status, refusal.message.encode(), retry_after_s(refusal.headers or {}))
             reply = await self._peer.send("POST", PLAIN_PATH, order)
             if reply.status == 200 and not self._is_plain:
@@ -96,56 +97,59 @@ class Channel:
                 max_msg_size=0,
                 decode_text=False,
             )
-        _keep_watch(web_socket.get_extra_info("socket"))
+            _keep_watch(web_socket.get_extra_info("socket"))
         self._line = _Line(web_socket)
         return self._line
 
 
 class _Line:
-    """One open connection, and who waits for answers over it."""
+    """One open connection, and who waits for answers over it.
+
+    One task writes the frames: in aiohttp all who wait for a full socket wait for one future, and whoever is cancelled
+    there cancels it for all.
+    """
 
     def __init__(self, web_socket: aiohttp.ClientWebSocketResponse[bool]) -> None:
         self._socket = web_socket
         self._numbers = count()
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
-        self._withdrawals: set[asyncio.Task[None]] = set()
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
+        self._writing = asyncio.create_task(self._write())
         self._reading = asyncio.create_task(self._read())
-        self._reading.add_done_callback(_seen)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether answers may still come."""
-        return not self._reading.done()
+        self.is_open = True  # answers may still come
+        for task in (self._writing, self._reading):
+            task.add_done_callback(_seen)
 
     async def ask(self, order: bytes) -> Reply:
-        """The answer to an order. Raises aiohttp.ClientError or ConnectionError where the line is lost before."""
+        """The answer to an order. Raises ConnectionError where the line is lost before."""
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._outbox.put_nowait(b'{"id":%d,"order":%b}' % (number, order))
         try:
-            await self._socket.send_frame(b'{"id":%d,"order":%b}' % (number, order), aiohttp.WSMsgType.TEXT)
             return await answer
         finally:
             if self._waiting.pop(number, None) is not None and self.is_open:
-                withdrawal = asyncio.create_task(self._withdraw(number))
-                self._withdrawals.add(withdrawal)
-                withdrawal.add_done_callback(self._withdrawals.discard)
+                self._outbox.put_nowait(_encode(Asked(number)))
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # marks it as seen, where who asked was cancelled in the same moment
 
     async def close(self) -> None:
-        """Hang up, within twice `CLOSE_TIMEOUT_S`: who reads no more takes no farewell either."""
+        """Hang up."""
+        await self._hang_up(aiohttp.WSCloseCode.OK)
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _hang_up(self, code: int) -> None:
+        """Within twice `CLOSE_TIMEOUT_S`: who reads no more takes no farewell either."""
         with suppress(TimeoutError):
             async with asyncio.timeout(2 * CLOSE_TIMEOUT_S):
-                await self._socket.close()
-        tasks = [*self._withdrawals, self._reading]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+                await self._socket.close(code=code)
 
-    async def _withdraw(self, number: int) -> None:
-        with suppress(aiohttp.ClientError, OSError):  # a lost line withdraws all that was asked over it
-            await self._socket.send_frame(_encode(Asked(number)), aiohttp.WSMsgType.TEXT)
+    async def _write(self) -> None:
+        while True:  # a socket that takes no more is a lost line, which the reading notices
+            await self._socket.send_frame(await self._outbox.get(), aiohttp.WSMsgType.TEXT)
 
     async def _read(self) -> None:
-        problem = "the connection was cut"
+        problem, code = "the connection was cut", aiohttp.WSCloseCode.OK
         try:
             while (message := await self._socket.receive()).type is aiohttp.WSMsgType.TEXT:
                 answer = _decode(message.data)
@@ -156,22 +160,27 @@ class _Line:
                 problem = f"it hung up, {message.data} {message.extra}".rstrip()
             elif message.type is aiohttp.WSMsgType.ERROR:
                 problem = str(message.data)
-        except msgspec.MsgspecError as error:
-            problem = f"no frame of the channel's: {error}"
-            await self._socket.close(code=aiohttp.WSCloseCode.UNSUPPORTED_DATA)
+            elif message.type is aiohttp.WSMsgType.BINARY:
+                raise ValueError("it is binary")
+        except (ValueError, RecursionError) as error:  # msgspec's among them
+            problem, code = f"it sent what is no frame of the channel's: {error}", aiohttp.WSCloseCode.UNSUPPORTED_DATA
         finally:
+            self.is_open = False
+            self._writing.cancel()
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(ConnectionResetError(f"the channel was lost: {problem}"))
             self._waiting.clear()
+        await self._hang_up(code)
 
 
 def _keep_watch(connection: socket.socket) -> None:
     """Have the kernel find out whether the other host is still there, though nothing is said for minutes."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in TCP_OPTIONS.items():
-        if hasattr(socket, name):  # Linux has all of them
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in TCP_OPTIONS.items():
+            if hasattr(socket, name):  # Linux has all of them
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _seen(task: asyncio.Task[object]) -> None:

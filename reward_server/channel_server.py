@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from wire.channel import Answered, Asked
 from wire.judgement import JudgementRequest, Verdict
 
-# Of RFC 6455: the frame is none of the channel's; the connection ended without a farewell of either side.
+# Of RFC 6455: the frame is none of the channel's; the connection ended without a farewell that has a code.
 POLICY_VIOLATION, CUT = 1008, frozenset({1005, 1006})
 # In which what was asked over a connection that was cut goes on: who asks for the same over a new one joins it.
 LINGER_S = 10.0
@@ -51,8 +51,9 @@ async def serve_channel(socket: WebSocket, answer: Answer) -> None:
                 order = bytes(asked.order)
                 if order and asked.id in under_way:
                     raise ValueError(f"id {asked.id} is under way already")
-            except ValueError as error:  # msgspec's among them
-                await socket.close(POLICY_VIOLATION, str(error)[:100])
+            except (ValueError, RecursionError) as error:  # msgspec's among them
+                with suppress(WebSocketDisconnect, RuntimeError):
+                    await socket.close(POLICY_VIOLATION, str(error)[:100])
                 return
             if order:
                 task = under_way[asked.id] = asyncio.create_task(work(asked.id, order))
@@ -61,7 +62,8 @@ async def serve_channel(socket: WebSocket, answer: Answer) -> None:
             elif asked.id in under_way:
                 under_way.pop(asked.id).cancel()
         if tasks and message.get("code") in CUT:
-            await asyncio.wait(tasks, timeout=LINGER_S)
+            with suppress(asyncio.CancelledError):  # the service ends
+                await asyncio.wait(tasks, timeout=LINGER_S)
     finally:
         for task in tasks:
             task.cancel()

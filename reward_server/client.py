@@ -73,8 +73,10 @@ class RewardClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._session is not None
-        await self._channel.close()
-        await self._session.close()
+        try:
+            await self._channel.close()
+        finally:
+            await self._session.close()
 
     async def judge(
         self,

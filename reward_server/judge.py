@@ -112,6 +112,7 @@ class Judge:
             settings.judge_max_tokens,
         )
         self._in_flight: dict[str, _Joined] = {}
+        self._entering: set[str] = set()
 
     async def judge(
         self, conversation: Sequence[Message], responses: Sequence[str], seed: int, vote: int = 0
@@ -121,11 +122,11 @@ class Judge:
         Nothing is raised for a verdict that cannot be had: it carries the reason, and no number. The work is cancelled
         when nobody waits for it any more.
         """
-        turns = [(turn.role, turn.content) for turn in conversation]
-        key = digest(turns, list(responses), self._identity, seed, vote)
+        key = self._key(conversation, responses, seed, vote)
         joined = self._in_flight.get(key)
         if joined is None:
             work = asyncio.create_task(self._judge(conversation, responses, derived_seed(seed, vote), key))
+            self._entering.add(key)
             joined = self._in_flight[key] = _Joined(work)
         else:
             self._instruments.joined.inc()
@@ -136,9 +137,24 @@ class Judge:
             joined.askers -= 1
             if not joined.askers:  # at once, lest somebody join what is being cancelled
                 del self._in_flight[key]
+                self._entering.discard(key)
                 joined.work.cancel()
 
+    def is_under_way(self, conversation: Sequence[Message], responses: Sequence[str], seed: int, vote: int = 0) -> bool:
+        """Whether the same is judged already, and would be joined."""
+        return self._key(conversation, responses, seed, vote) in self._in_flight
+
+    @property
+    def num_entering(self) -> int:
+        """Judgements that were begun and have not asked the pool for a place yet."""
+        return len(self._entering)
+
+    def _key(self, conversation: Sequence[Message], responses: Sequence[str], seed: int, vote: int) -> str:
+        turns = [(turn.role, turn.content) for turn in conversation]
+        return digest(turns, list(responses), self._identity, seed, vote)
+
     async def _judge(self, conversation: Sequence[Message], responses: Sequence[str], seed: int, key: str) -> Verdict:
+        self._entering.discard(key)  # from here to the pool it does not stop
         inquiry, started = _Inquiry(), time.monotonic()
         outcome: Reading | MissingReason
         try:

@@ -6,7 +6,8 @@
     <- {"id": 7, "status": 429, "retry_after_s": 2, "body": {"detail": "..."}}    or why there is none
 
 Frames are text, each a JSON object. `id` is a number of the asker's choice that no other of its judgements under way on
-the connection has. Status and body are those of `POST /v1/judgement`. A judgement ends with the connection that asked.
+the connection has. Statuses are those of `POST /v1/judgement`; where one is not 200 the body says why. A judgement ends
+with the connection that asked, or, where that was cut, a while later.
 
 A verdict takes seconds to minutes, and a trainer waits for a thousand: a connection for each would be a thousand open
 files on both sides, and a request of its own costs the asker five times as much as a frame does.

@@ -32,6 +32,11 @@ class FakeJudge:
         scores = tuple(float(response[-1]) for response in responses)
         return Verdict(scores=scores, ranking=None if len(responses) == 1 else 3, text="…", prompt_tokens=9)
 
+    num_entering = 0
+
+    def is_under_way(self, conversation, responses, seed, vote=0):
+        return False
+
     async def render(self, conversation, responses):
         if conversation[0].role == "system":
             raise ServiceError("the judge knows no turn of role 'system'")
@@ -44,7 +49,7 @@ class FakePool:
     def __init__(self) -> None:
         self.num_ready, self.num_waiting, self.lost_calls, self.room = 1, 0, 0, 256
         self.servers = []
-        self.is_full = False
+        self.is_full, self.num_in_flight = False, 0
 
 
 class FakeStarted:

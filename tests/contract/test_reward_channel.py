@@ -89,7 +89,10 @@ async def test_what_is_withdrawn_is_not_judged_on_and_the_others_are(app: FastAP
         await asyncio.gather(*asking, return_exceptions=True)
 
 
-async def test_with_the_connection_ends_what_was_asked_over_it(app: FastAPI, judge: FakeJudge) -> None:
+async def test_with_a_farewell_ends_what_was_asked(
+    app: FastAPI, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_server, "LINGER_S", 100.0)
     async with running_app(app) as url:
         async with by_hand(url) as socket:
             for number in range(3):

@@ -34,6 +34,7 @@ class Service:
     answers     each order as it comes
     hangs up    at the first order
     raves       answers the first order with what is no frame of the channel's
+    is binary   answers it in a binary frame
     """
 
     def __init__(self, *manners: str, statuses: tuple[int, ...] = ()) -> None:
@@ -54,6 +55,8 @@ class Service:
                 await line.send_json({"id": number, "status": 200, "body": VERDICT.model_dump()})
             elif manner == "raves":
                 await line.send_str('{"id": "seven"}')
+            elif manner == "is binary":
+                await line.send_bytes(json.dumps({"id": 0, "status": 200, "body": VERDICT.model_dump()}).encode())
             elif manner == "hangs up":
                 break
         return line
@@ -80,7 +83,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward_server.channel, "CLOSE_TIMEOUT_S", 0.1)
 
 
-@pytest.mark.parametrize("manner", ["hangs up", "raves"])
+@pytest.mark.parametrize("manner", ["hangs up", "raves", "is binary"])
 async def test_what_was_asked_over_a_lost_connection_is_asked_over_a_new_one(manner: str) -> None:
     service = Service(manner, "answers")
     async with asked(service) as client:
@@ -98,7 +101,38 @@ async def test_the_kernel_asks_whether_the_services_host_is_still_there() -> Non
             assert connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
 
 
-@pytest.mark.parametrize("status", [200, 400, 403, 404, 426])
+async def test_who_gives_up_while_the_socket_is_full_takes_nobody_along() -> None:
+    """In aiohttp all who wait for a full socket wait for one future, which the first that is cancelled cancels."""
+    goes_on = asyncio.Event()
+
+    class Slow(Service):
+        async def open(self, request: web.Request) -> web.StreamResponse:
+            line = web.WebSocketResponse(max_msg_size=0)
+            await line.prepare(request)
+            request.transport.pause_reading()
+            await goes_on.wait()
+            request.transport.resume_reading()
+            async for frame in line:
+                asked = json.loads(frame.data)
+                if "order" in asked:
+                    await line.send_json({"id": asked["id"], "status": 200, "body": VERDICT.model_dump()})
+            return line
+
+    async with asked(Slow()) as client:
+        large = ["x" * 2**20] * 2
+        asking = [asyncio.create_task(client.judge(TALK, large, seed)) for seed in range(12)]
+        await asyncio.sleep(0.3)
+        for task in asking[::3]:
+            task.cancel()
+        await asyncio.gather(*asking[::3], return_exceptions=True)
+        asking.append(asyncio.create_task(client.judge(TALK, ("a", "b"), 99)))
+        await asyncio.sleep(0.1)
+        goes_on.set()
+        left = [task for index, task in enumerate(asking) if index % 3 or index == 12]
+        assert await asyncio.gather(*left) == [VERDICT] * len(left)
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 404, 426, 501])
 async def test_a_service_without_the_channel_is_asked_by_post_from_then_on(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:

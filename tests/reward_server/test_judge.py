@@ -43,7 +43,7 @@ class FakeGenRM:
     tokens: list = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
-    hung_up: int = 0
+    hung_up: int = 0  # calls that were given up while they were generated
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(await request.json())
@@ -53,9 +53,11 @@ class FakeGenRM:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(3600 if entry == "hang" else self.pause_s)
+        except asyncio.CancelledError:
+            self.hung_up += 1
+            raise
         finally:
             self.in_flight -= 1
-            self.hung_up += entry == "hang"
         if entry == "disconnect":
             request.transport.close()
             return web.Response()
@@ -221,16 +223,45 @@ async def test_a_conversation_the_dialect_cannot_write_is_refused_without_a_requ
     assert verdict.missing == "refused" and not fake.requests and verdict.attempts == 0
 
 
-async def test_a_verdict_that_was_asked_for_over_a_connection_that_was_cut_is_generated_once(caplog):
-    """Asked for again over a new one, it joins what is under way."""
-    async with judge_with(generation(GOOD), pause_s=1.0) as (judge, fake):
-        pool = judge._pool
-        app = build_app(judge._settings, judge, pool, None, Instruments(pool), "secret")
-        async with running_app(app) as url, RewardClient(url, "secret", timeout_s=20) as client:
-            asking = asyncio.create_task(client.judge(CONVERSATION, ("a", "b"), 7))
-            while not fake.requests:
-                await asyncio.sleep(0.01)
-            client._channel._line._socket.get_extra_info("socket").shutdown(SHUT_RDWR)
-            verdict = await asking
-    assert (verdict.scores, len(fake.requests), fake.hung_up) == ((4, 2), 1, 0)
-    assert "the channel was lost" in caplog.text
+@asynccontextmanager
+async def asked_over_the_channel(judge):
+    app = build_app(judge._settings, judge, judge._pool, None, Instruments(judge._pool), "secret")
+    async with running_app(app) as url, RewardClient(url, "secret", timeout_s=20) as client, asyncio.timeout(30):
+        while not judge._pool.room:
+            await asyncio.sleep(0.01)
+        yield client
+
+
+async def test_verdicts_that_were_asked_for_over_a_connection_that_was_cut_are_generated_once(caplog):
+    """Asked for again over a new one, they join what is under way, though the queue is full of themselves."""
+    caplog.set_level("INFO")
+    settings = {"judge_max_in_flight": 2, "judge_max_queue": 2}
+    async with (
+        judge_with(generation(GOOD), pause_s=1.0, **settings) as (judge, fake),
+        asked_over_the_channel(judge) as client,
+    ):
+        asking = [asyncio.create_task(client.judge(CONVERSATION, ("a", "b"), seed)) for seed in range(4)]
+        while (len(fake.requests), judge._pool.num_waiting) != (2, 2):
+            await asyncio.sleep(0.01)
+        client._channel._line._socket.get_extra_info("socket").shutdown(SHUT_RDWR)
+        verdicts = await asyncio.gather(*asking)
+    assert [verdict.scores for verdict in verdicts] == [(4, 2)] * 4
+    assert (len(fake.requests), fake.hung_up) == (4, 0)
+    assert "the channel was lost" in caplog.text and "HTTP 429" not in caplog.text
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_burst_fills_the_queue_and_no_more(background):
+    settings = {"judge_max_in_flight": 2, "judge_max_queue": 3}
+    async with judge_with("hang", **settings) as (judge, fake), asked_over_the_channel(judge) as client:
+        event = asyncio.Event() if background else None
+        asking = [
+            asyncio.create_task(client.judge(CONVERSATION, ("a", "b"), seed, background=event)) for seed in range(50)
+        ]
+        while len(fake.requests) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert (judge._pool.num_in_flight, judge._pool.num_waiting) == (2, 0 if background else 3)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
