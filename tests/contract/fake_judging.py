@@ -11,6 +11,13 @@ from wire.judgement import Message, Verdict
 TOKEN = "correct-horse"
 TURN = {"role": "user", "content": "sea?"}
 CONVERSATION = (Message(**TURN),)
+MALFORMED = (  # orders
+    {},
+    {"conversation": [], "responses": ["a"]},
+    {"conversation": [TURN], "responses": []},
+    {"conversation": [TURN], "responses": ["a"], "seed": -1},
+    {"conversation": [TURN], "responses": ["a"], "k": 4},
+)
 
 
 class FakeJudge:

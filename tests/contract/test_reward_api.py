@@ -13,7 +13,7 @@ from reward_server.client import RewardClient
 from reward_server.config import RewardSettings
 from reward_server.pairings import drawn_order, pairing_named
 from reward_server.scheme import Scheme
-from tests.contract.fake_judging import CONVERSATION, TOKEN, TURN
+from tests.contract.fake_judging import CONVERSATION, MALFORMED, TOKEN, TURN
 from tests.serving import running_app
 from trainer.config import RunSettings
 from trainer.services import second_judges
@@ -214,16 +214,7 @@ async def test_the_judge_is_told_to_stop_when_the_client_hangs_up(app, judge):
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        {},
-        {"conversation": [], "responses": ["a"]},
-        {"conversation": [TURN], "responses": []},
-        {"conversation": [TURN], "responses": ["a"], "seed": -1},
-        {"conversation": [TURN], "responses": ["a"], "k": 4},
-    ],
-)
+@pytest.mark.parametrize("order", MALFORMED)
 async def test_a_malformed_request_is_answered_422(app, judge, order):
     async with running_app(app) as url, aiohttp.ClientSession(headers=auth_headers(TOKEN)) as session:
         for path in ("/v1/judgement", "/v1/group"):

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from reward_server import channel, channel_server
 from reward_server.client import RewardClient
-from tests.contract.fake_judging import CONVERSATION, TOKEN, TURN, FakeJudge, FakePool
+from tests.contract.fake_judging import CONVERSATION, MALFORMED, TOKEN, TURN, FakeJudge, FakePool
 from tests.serving import running_app
 from wire.channel import CHANNEL_PATH, Answered
 from wire.judgement import Verdict
@@ -123,18 +123,7 @@ async def test_a_withdrawal_of_what_is_answered_already_changes_nothing(app: Fas
             await socket.send_json({"id": 1})
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        {},
-        {"conversation": [], "responses": ["a"]},
-        {"conversation": [TURN], "responses": []},
-        {"conversation": [TURN], "responses": ["a"], "seed": -1},
-        {"conversation": [TURN], "responses": ["a"], "k": 4},
-        [],
-        7,
-    ],
-)
+@pytest.mark.parametrize("order", [*MALFORMED, [], 7])
 async def test_a_malformed_order_is_answered_422_and_the_next_is_judged(app: FastAPI, order: object) -> None:
     async with running_app(app) as url, by_hand(url) as socket:
         await socket.send_json({"id": 1, "order": order})
