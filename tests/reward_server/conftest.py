@@ -24,7 +24,8 @@ def serve(token_file):
 
     @asynccontextmanager
     async def running(judge, **changes):
-        pool = SimpleNamespace(num_ready=1, num_waiting=0, lost_calls=0, servers=[])
+        pool = SimpleNamespace(num_ready=1, num_waiting=0, num_in_flight=0, room=256, lost_calls=0, servers=[])
+        judge.num_entering = 0
         started = SimpleNamespace(count=1, owns=lambda url: False, unplaced=[])
         token = read_or_create_token(token_file)
         app = build_app(RewardSettings(**changes), judge, pool, started, Instruments(pool), token)
