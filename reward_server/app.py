@@ -26,6 +26,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response, WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
+from reward_server.admission import Admission, Entering
 from reward_server.channel_server import serve_channel
 from reward_server.config import RewardSettings
 from reward_server.group import judge_group
@@ -40,13 +41,11 @@ from wire.judgement import GroupRequest, GroupVerdict, JudgementRequest, Message
 from wire.token import TokenMiddleware
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it
-LONGEST_RETRY_AFTER_S = 30
-BACKGROUND_RETRY_AFTER_S = 2
 
 T = TypeVar("T")
 
 
-class Judging(Protocol):
+class Judging(Entering, Protocol):
     """What the API asks of a judge; `judge.Judge` is the real one."""
 
     async def judge(
@@ -56,10 +55,6 @@ class Judging(Protocol):
 
     def is_under_way(self, conversation: Sequence[Message], responses: Sequence[str], seed: int, vote: int = 0) -> bool:
         """Whether the same is judged already, and would be joined."""
-
-    @property
-    def num_entering(self) -> int:
-        """Judgements that were begun and have not asked the pool for a place yet."""
 
     async def render(self, conversation: Sequence[Message], responses: Sequence[str]) -> str:
         """The prompt that the judge would read."""
@@ -125,26 +120,13 @@ def build_app(
 def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: Pool, instruments: Instruments) -> None:
     scheme = Scheme.of(settings)
 
-    def take_in(*, background: bool = False) -> None:
-        """Raises 429 where the queue is full; for a call of the background, where there would be a queue at all."""
-        entering, free = judge.num_entering, max(0, pool.room - pool.num_in_flight)
-        waiting = pool.num_waiting + max(0, entering - free)
-        if background and (pool.is_full or entering >= free):
-            detail = "all GenRM servers are busy"
-            raise HTTPException(429, detail, headers={"Retry-After": str(BACKGROUND_RETRY_AFTER_S)})
-        if waiting >= settings.judge_max_queue:
-            instruments.refused_busy.inc()
-            wait_s = min(LONGEST_RETRY_AFTER_S, 1 + waiting // (pool.room or settings.judge_max_in_flight))
-            detail = f"{waiting} judgements wait already; ask again in {wait_s} s"
-            raise HTTPException(429, detail, headers={"Retry-After": str(wait_s)})
+    admission = Admission(
+        pool, judge, instruments, max_queue=settings.judge_max_queue, max_in_flight=settings.judge_max_in_flight
+    )
 
     async def judged(order: JudgementRequest) -> Verdict:
         question = (order.conversation, order.responses, order.seed, order.vote)
-        try:
-            take_in(background=order.background)
-        except HTTPException:
-            if not judge.is_under_way(*question):  # else it takes no place of its own
-                raise
+        admission.take_in(background=order.background, joins=lambda: judge.is_under_way(*question))
         return await judge.judge(*question)
 
     @app.post("/v1/judgement", response_model=Verdict)
@@ -160,7 +142,7 @@ def _add_judging(app: FastAPI, settings: RewardSettings, judge: Judging, pool: P
     @app.post("/v1/group", response_model=GroupVerdict)
     async def group(order: GroupRequest, request: Request) -> Response:
         """K scores by the service's own pairing and aggregation."""
-        take_in()
+        admission.take_in()
 
         async def judge_pair(first: str, second: str | None, seed: int, vote: int) -> Verdict:
             return await judge.judge(order.conversation, (first,) if second is None else (first, second), seed, vote)

@@ -78,7 +78,7 @@ async def _reply(number: int, order: bytes, answer: Answer) -> Answered:
         return _refusal(number, 422, str(error))
     except HTTPException as error:
         return _refusal(number, error.status_code, error.detail, float((error.headers or {}).get("Retry-After", 0)))
-    except Exception:
+    except Exception:  # a failure of the service's: the asker is told, and asks again as after any 5xx
         log.exception("a judgement failed")
         return _refusal(number, 500, "Internal Server Error")
     return Answered(number, 200, msgspec.Raw(verdict.model_dump_json().encode()))

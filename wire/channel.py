@@ -22,14 +22,14 @@ LARGEST_FRAME, LARGEST_ORDER = 2**24, 2**23  # bytes; what is larger goes by POS
 
 
 class Asked(msgspec.Struct, omit_defaults=True):
-    """Asks for a judgement, or, where `order` is empty, withdraws it."""
+    """Asks for a judgement, `order` being a JudgementRequest as JSON, or, where that is empty, withdraws it."""
 
     id: int
     order: msgspec.Raw = msgspec.Raw()
 
 
 class Answered(msgspec.Struct, omit_defaults=True):
-    """What became of it."""
+    """What became of it: an HTTP status, a Verdict or a reason as JSON, and the seconds after which to ask again."""
 
     id: int
     status: int

@@ -23,6 +23,8 @@ MALFORMED = (  # orders
 class FakeJudge:
     """Scores an answer by the number it ends with; an answer `hang` never gets a verdict."""
 
+    num_entering = 0
+
     def __init__(self) -> None:
         self.asked = []
         self.abandoned = 0
@@ -38,8 +40,6 @@ class FakeJudge:
             return Verdict(missing="unreadable", text="???", attempts=3)
         scores = tuple(float(response[-1]) for response in responses)
         return Verdict(scores=scores, ranking=None if len(responses) == 1 else 3, text="…", prompt_tokens=9)
-
-    num_entering = 0
 
     def is_under_way(self, conversation, responses, seed, vote=0):
         return False

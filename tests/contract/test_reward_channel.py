@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from socket import SHUT_RDWR
 
@@ -18,6 +18,7 @@ from reward_server import channel, channel_server
 from reward_server.client import RewardClient
 from tests.contract.fake_judging import CONVERSATION, MALFORMED, TOKEN, TURN, FakeJudge, FakePool
 from tests.serving import running_app
+from tests.until import until
 from wire.channel import CHANNEL_PATH, Answered
 from wire.judgement import Verdict
 from wire.token import auth_headers
@@ -35,12 +36,6 @@ class Counting:
     async def __call__(self, scope, receive, send) -> None:
         self.seen.append((scope["type"], scope["path"]))
         await self._app(scope, receive, send)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

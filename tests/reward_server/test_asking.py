@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestServer
 import reward_server.asking
 from reward_server.asking import DOES_NOT_ANSWER, JUDGES, QUEUE_IS_FULL, Asking
 from reward_server.client import HAS_NO_PLACE, RewardClient
+from tests.until import until
 from wire.judgement import Message, Verdict
 from wire.waits import WAITS
 
@@ -47,12 +48,6 @@ def over() -> Iterator[list[tuple[str, str]]]:
     found: list[tuple[str, str]] = []
     with WAITS.heard_by(lambda wait, _: found.append((wait.peer, wait.reason))):
         yield found
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def reasons() -> list[str]:

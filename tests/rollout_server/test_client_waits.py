@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from rollout_server.client import HAS_NOBODY, WRITES
 from tests.rollout_server.test_client import FakeReplica, Reply, ask, client, frame, write_all
+from tests.until import until
 from wire.waits import WAITS, Wait, waiter
 
 
@@ -35,12 +36,6 @@ def over() -> Iterator[list[tuple[str, str, str]]]:
 
 def current() -> list[str]:
     return [wait.reason for wait in WAITS.current]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_completion_s_wait_ends_when_it_is_there_and_the_others_go_on(replica, over) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -15,6 +15,7 @@ from rollout_server.fleet import Fleet
 from rollout_server.membership import State
 from rollout_server.started import StartedReplicas
 from tests.rollout_server.world import TOKEN, Server, World
+from tests.until import until
 from wire.errors import ServiceError
 from wire.generation import PolicyVersion
 
@@ -84,12 +85,6 @@ async def tended(ground: Ground) -> AsyncIterator[asyncio.Task[None]]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_the_first_replicas_are_there_when_start_returns(ground) -> None:
