@@ -87,6 +87,10 @@ def vllm_command(
             "--no-enable-chunked-prefill",
             "--max-num-batched-tokens",
             str(max(max_model_len, 2048)),
+            # Only whole blocks of a prompt are found in the prefix cache, and vLLM's default of 128 tokens on a CPU is
+            # more than a short prompt has: its K completions would each compute it. 32 is the kernel's smallest.
+            "--block-size",
+            "32",
         ]
     # The last middleware is the outermost: nothing answers before the token was seen.
     return [*command, *extra_args, "--middleware", "wire.token.TokenMiddleware"]

@@ -202,6 +202,8 @@ def test_tensorboard_has_the_names_users_know(run: Observed) -> None:
     # The first step trains the very weights that wrote its completions; later ones lag by a step.
     assert events.Scalars("sampling/logp_diff_max")[0].value < 1e-4
     assert "completions/text_summary" in events.Tags()["tensors"]
+    # A toy verdict's prompt is short, and yet what the verdicts of a group share is computed once.
+    assert events.Scalars("judge/prefix_cache_hits")[-1].value > 0
 
 
 def test_the_final_policy_loads_with_transformers(run: Observed) -> None:

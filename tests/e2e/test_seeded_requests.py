@@ -29,7 +29,7 @@ from wire.token import auth_headers, read_token
 NUM_PROMPTS, PROMPT_TOKENS, NUM_TOKENS = 60, 90, 96
 # 60 prompts of 90 tokens are 5,400, more than the 2,048 that a CPU server prefills at once. 24 blocks of 32 tokens hold
 # four finished sequences of 186 tokens, so of those that begin, many are preempted on the way.
-ENGINE = "--num-gpu-blocks-override 24 --no-enable-prefix-caching --block-size 32"
+ENGINE = "--num-gpu-blocks-override 24 --no-enable-prefix-caching"
 
 
 @pytest.fixture(scope="module")

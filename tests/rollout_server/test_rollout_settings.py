@@ -58,11 +58,13 @@ def test_a_replica_starts_empty_behind_token_and_gate_and_speaks_tokens() -> Non
 def test_on_a_cpu_no_prompt_is_cut_and_on_a_gpu_a_share_of_it_is_taken() -> None:
     cpu = flags_of(RolloutSettings(device="cpu", max_prompt_length=96, response_length=16))
     assert "--no-enable-chunked-prefill" in cpu and "--gpu-memory-utilization" not in cpu
+    assert cpu["--block-size"] == ["32"]
     assert int(cpu["--max-num-batched-tokens"][0]) >= 112
     long = flags_of(RolloutSettings(device="cpu"))
     assert int(long["--max-num-batched-tokens"][0]) >= 5120
     cuda = flags_of(RolloutSettings(device="cuda", rollout_gpu_memory_utilization=0.8))
     assert "--no-enable-chunked-prefill" not in cuda and cuda["--gpu-memory-utilization"] == ["0.8"]
+    assert "--block-size" not in cuda
     assert json.loads(cuda["--weight-transfer-config"][0]) == {"backend": "nccl"}
 
 
