@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -27,15 +28,25 @@ COMPLETIONS = (8, 16, 32, 64)
 LENGTH = 128
 LENGTHS = (128, 256, 512, 1024)
 NUM_COMPLETIONS = 8
+MICROBATCH_TOKENS = 4096
 
 
 def planned(workload: Workload) -> int:
     """FLOPs of a step as the learner takes it, with what is computed twice."""
+    from trainer.batch import Sample, pack
     from trainer.flops import FlopsShape, step_flops
 
     shape = asdict(Shape())
     del shape["tie_word_embeddings"]
-    lengths = [(len(workload.prompts[i // K]), len(ids)) for i, ids in enumerate(workload.completions)]
+    samples = [
+        Sample(tuple(workload.prompts[i // K]), tuple(ids), (0.0,) * len(ids))
+        for i, ids in enumerate(workload.completions)
+    ]
+    lengths = [
+        (len(prompt_ids), [len(sample.completion_ids) for sample in siblings])
+        for micro_batch in pack(samples, MICROBATCH_TOKENS)
+        for prompt_ids, siblings in groupby(micro_batch, key=lambda sample: sample.prompt_ids)
+    ]
     return step_flops(FlopsShape(**shape), lengths, has_reference=True, recomputed=True, gradient_checkpointing=True)
 
 
@@ -45,7 +56,7 @@ def measure(workloads: dict[str, Workload], folder: Path, rounds: int, seed: int
 
     job = {
         "model": str(folder / "model"), "folder": str(folder / "run"), "seed": seed,
-        "gradient_checkpointing": True, "microbatch_tokens": 4096,
+        "gradient_checkpointing": True, "microbatch_tokens": MICROBATCH_TOKENS,
     }  # fmt: skip
     step = OurStep(settings_of(job))
     step(min(workloads.values(), key=lambda w: w.num_tokens))

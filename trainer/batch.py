@@ -51,9 +51,16 @@ class MiniBatch:
 
 
 def pack(samples: Sequence[Sample], token_budget: int) -> list[MicroBatch]:
-    """First fit, longest first: micro-batches of at most `token_budget` tokens (a longer sample stands alone)."""
+    """First fit, longest first: micro-batches of at most `token_budget` tokens (a longer sample stands alone).
+
+    Completions of one prompt come with the longest of them, so that they are neighbours wherever they fit. Each counts
+    with its prompt: whether that can be shared depends on the learner's attention.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for sample in samples:
+        longest[sample.prompt_ids] = max(longest.get(sample.prompt_ids, 0), sample.num_tokens)
     bins: list[tuple[int, MicroBatch]] = []
-    for sample in sorted(samples, key=lambda s: -s.num_tokens):
+    for sample in sorted(samples, key=lambda s: (-longest[s.prompt_ids], s.prompt_ids, -s.num_tokens)):
         num_tokens = sample.num_tokens
         for index, (size, content) in enumerate(bins):
             if size + num_tokens <= token_budget:

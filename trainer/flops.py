@@ -11,6 +11,9 @@ head size, MLP width f and vocabulary V:
 
     forward(t, c) = L (projections + MLP + attention) + head
 
+Completions that share a prompt's tokens (`trainer.logprobs`) need its layers once: n of them with p prompt tokens take
+n - 1 times forward(p, 0) less.
+
 The backward pass takes twice the forward: for each product, one for either factor's gradient. With own and reference
 log-probs (two forward passes without gradient) and the training pass, a step is 2 + 3 = 5 forward passes of *model*
 FLOPs; what is computed again to save memory (the head once, the layers under gradient checkpointing once) is work that
@@ -19,7 +22,7 @@ the hardware does and the model does not need.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -51,7 +54,7 @@ def head_forward(shape: FlopsShape, num_completion_tokens: int) -> int:
 
 def step_flops(
     shape: FlopsShape,
-    lengths: Iterable[tuple[int, int]],
+    lengths: Iterable[tuple[int, Sequence[int]]],
     *,
     has_reference: bool,
     recomputed: bool = False,
@@ -61,7 +64,7 @@ def step_flops(
 
     Args:
         shape: of policy and reference.
-        lengths: (prompt tokens, completion tokens) of each completion.
+        lengths: the tokens of each prompt that is computed, and of each of the completions that share it.
         has_reference: whether there is a pass of the reference beside the policy's own.
         recomputed: count what is computed twice as well.
         gradient_checkpointing: whether that includes the layers.
@@ -69,7 +72,10 @@ def step_flops(
     passes = 3 + 1 + has_reference
     layer_passes = passes + (recomputed and gradient_checkpointing)
     head_passes = passes + recomputed
-    return sum(
-        layer_passes * layers_forward(shape, prompt + completion) + head_passes * head_forward(shape, completion)
-        for prompt, completion in lengths
-    )
+    total = 0
+    for prompt, completions in lengths:
+        total -= layer_passes * (len(completions) - 1) * layers_forward(shape, prompt)  # counted with each below
+        for completion in completions:
+            total += layer_passes * layers_forward(shape, prompt + completion)
+            total += head_passes * head_forward(shape, completion)
+    return total

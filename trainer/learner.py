@@ -25,7 +25,7 @@ from trainer.attention import PER_SEQUENCE, is_plain_causal
 from trainer.batch import MicroBatch, MiniBatch, Sample
 from trainer.buffers import restore_buffers
 from trainer.config import RunSettings
-from trainer.logprobs import Packed, PolicyScorer, to_tensors
+from trainer.logprobs import Packed, PolicyScorer
 from trainer.lora import Adapters, ServedWeight, served_weights
 from trainer.optimizer import adamw, deepspeed_config, schedule, weight_decay_groups
 from trainer.out_of_memory import memory_guard
@@ -186,7 +186,7 @@ class LearnerRank:
                 self._engine.train()
 
     def _score_both(self, samples: list[Sample]) -> list[tuple[array[float], array[float]]]:
-        packed = to_tensors(samples, self._device)
+        packed = self._engine.module.to_tensors(samples, self._device)
         own = self._engine(packed, with_entropy=False)[0]
         reference = self._reference_logprobs(packed, own)
         lengths = [len(sample.completion_ids) for sample in samples]
@@ -229,7 +229,7 @@ class LearnerRank:
         with torch.no_grad():
             return [
                 [
-                    self._engine(to_tensors(samples, self._device), with_entropy=False)[0]
+                    self._engine(self._engine.module.to_tensors(samples, self._device), with_entropy=False)[0]
                     for samples in mini_batch.micro_batches
                 ]
                 for mini_batch in mini_batches
@@ -250,7 +250,7 @@ class LearnerRank:
         self, samples: MicroBatch, old_M: torch.Tensor | None, denominator: int, *, is_last: bool
     ) -> StepStats:
         """Add a micro-batch's gradient; `is_last`: the optimizer's step follows."""
-        packed = to_tensors(samples, self._device)
+        packed = self._engine.module.to_tensors(samples, self._device)
         new_M, entropy_M = self._engine(packed)
         loss, stats = self._loss(packed, new_M, new_M.detach() if old_M is None else old_M, entropy_M, denominator)
         self._engine.set_gradient_accumulation_boundary(is_last)

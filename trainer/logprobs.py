@@ -1,26 +1,28 @@
 """Log-probs of completions, packed: several sequences in one row, without padding and without whole logits.
 
+K completions of one prompt have K times its tokens. Where the attention can, the row has them once
+(`trainer.attention`): their hidden states, and the gradient through them, are computed once for all K.
+
 Symbols: N sequences; T tokens of the packed row; M completion tokens among them; H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.attention import PER_SEQUENCE
-from trainer.batch import Sample
+from trainer.attention import PER_SEQUENCE, Span
+from trainer.batch import MicroBatch
 from trainer.head import token_logprobs
 
 
 @dataclass
 class Packed:
     """A micro-batch as tensors. `source_M[m]` is the row position whose hidden state predicts completion token m;
-    `lengths_N` are the tokens of each sequence, prompt and completion."""
+    `spans` says who attends to whom."""
 
     input_ids_1T: Tensor
     position_ids_1T: Tensor
@@ -29,27 +31,38 @@ class Packed:
     segment_M: Tensor
     sampled_M: Tensor
     advantage_N: Tensor
-    lengths_N: list[int]
+    spans: list[Span]
 
 
-def to_tensors(samples: Sequence[Sample], device: torch.device) -> Packed:
+def to_tensors(samples: MicroBatch, device: torch.device, *, share_prompts: bool = False) -> Packed:
     """Lay samples end to end; each one's positions start at 0 again, which is what keeps them apart in attention.
 
-    No samples gives a row of two tokens with no targets: a rank without work still runs the collective passes.
+    With `share_prompts`, for per-sequence attention alone, neighbours with one prompt have it once, before the first
+    of them; the positions of the others go on from its end. No samples gives a row of two tokens with no targets: a
+    rank without work still runs the collective passes.
     """
     ids: list[int] = []
     positions: list[int] = []
     source: list[int] = []
     segment: list[int] = []
+    spans: list[Span] = []
+    end_of_prompt = 0
     for index, sample in enumerate(samples):
-        start = len(ids) + len(sample.prompt_ids)
-        ids += [*sample.prompt_ids, *sample.completion_ids]
-        positions += range(sample.num_tokens)
-        source += range(start - 1, start - 1 + len(sample.completion_ids))  # the token before predicts
-        segment += [index] * len(sample.completion_ids)
-    lengths = [sample.num_tokens for sample in samples if sample.num_tokens]
+        prompt_ids, num = sample.prompt_ids, len(sample.completion_ids)
+        if share_prompts and index and prompt_ids == samples[index - 1].prompt_ids:
+            spans.append(Span(num, shared=len(prompt_ids)))
+        else:
+            spans.append(Span(sample.num_tokens))
+            ids += prompt_ids
+            positions += range(len(prompt_ids))
+            end_of_prompt = len(ids)
+        source += [end_of_prompt - 1, *range(len(ids), len(ids) + num - 1)][:num]  # the token before predicts
+        segment += [index] * num
+        ids += sample.completion_ids
+        positions += range(len(prompt_ids), sample.num_tokens)
+    spans = [span for span in spans if span.length]
     if not ids:
-        ids, positions, lengths = [0, 0], [0, 1], [2]
+        ids, positions, spans = [0, 0], [0, 1], [Span(2)]
 
     def integers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -65,7 +78,7 @@ def to_tensors(samples: Sequence[Sample], device: torch.device) -> Packed:
         segment_M=integers(segment),
         sampled_M=floats([value for sample in samples for value in sample.sampled_logprobs]),
         advantage_N=floats([sample.advantage for sample in samples]),
-        lengths_N=lengths,
+        spans=spans,
     )
 
 
@@ -89,6 +102,13 @@ class PolicyScorer(nn.Module):
         if getattr(self._head(), "bias", None) is not None:
             raise ValueError("the policy's output layer has a bias; only a plain matrix is supported")
 
+    def to_tensors(self, samples: MicroBatch, device: torch.device) -> Packed:
+        """Laid out as this model's attention can read it.
+
+        On CUDA no prompt is shared: a mask keeps the flash kernel from being used.
+        """
+        return to_tensors(samples, device, share_prompts=self._is_per_sequence and device.type == "cpu")
+
     def forward(self, packed: Packed, *, with_entropy: bool = True) -> tuple[Tensor, Tensor]:
         """(logprobs_M, entropy_M) in fp32; the entropy carries no gradient, and is empty without `with_entropy`.
 
@@ -96,7 +116,7 @@ class PolicyScorer(nn.Module):
         borders between sequences; with a cache or a mask the completions would silently see each other.
         """
         decoder: nn.Module = self.policy.get_decoder()  # type: ignore[operator]  # a method of Transformers' models
-        borders = {"sequence_lengths": packed.lengths_N} if self._is_per_sequence else {}
+        borders = {"spans": packed.spans} if self._is_per_sequence else {}
         hidden_TH = decoder(
             input_ids=packed.input_ids_1T,
             position_ids=packed.position_ids_1T,

@@ -28,8 +28,8 @@ def test_a_forward_pass_is_what_pytorch_counts_but_for_the_pairs_that_causal_att
 
 
 def test_a_step_is_five_forward_passes_and_four_without_a_reference() -> None:
-    lengths = [(5, 9), (3, 20)]
-    forward = sum(layers_forward(SHAPE, p + c) + head_forward(SHAPE, c) for p, c in lengths)
+    lengths = [(5, [9]), (3, [20])]
+    forward = sum(layers_forward(SHAPE, p + c) + head_forward(SHAPE, c) for p, (c,) in lengths)
     assert step_flops(SHAPE, lengths, has_reference=True) == 5 * forward
     assert step_flops(SHAPE, lengths, has_reference=False) == 4 * forward
 
@@ -37,15 +37,21 @@ def test_a_step_is_five_forward_passes_and_four_without_a_reference() -> None:
 def test_what_is_computed_again_is_the_head_and_with_checkpointing_the_layers() -> None:
     layers, head = layers_forward(SHAPE, 14), head_forward(SHAPE, 9)
     count = [
-        step_flops(SHAPE, [(5, 9)], has_reference=True, recomputed=True, gradient_checkpointing=kept)
+        step_flops(SHAPE, [(5, [9])], has_reference=True, recomputed=True, gradient_checkpointing=kept)
         for kept in (False, True)
     ]
     assert count == [5 * layers + 6 * head, 6 * layers + 6 * head]
 
 
+def test_a_shared_prompt_takes_its_layers_once_and_its_completions_attend_to_it_all_the_same() -> None:
+    shared = step_flops(SHAPE, [(5, [9, 20])], has_reference=True)
+    apart = step_flops(SHAPE, [(5, [9]), (5, [20])], has_reference=True)
+    assert apart - shared == 5 * layers_forward(SHAPE, 5)
+
+
 def test_twice_the_completions_are_twice_the_work_and_twice_the_length_is_more() -> None:
     one, two, longer = (
-        step_flops(SHAPE, lengths, has_reference=True) for lengths in ([(0, 64)], [(0, 64)] * 2, [(0, 128)])
+        step_flops(SHAPE, lengths, has_reference=True) for lengths in ([(0, [64])], [(0, [64])] * 2, [(0, [128])])
     )
     assert two == 2 * one and longer > two
     assert longer - two == 5 * 3 * 4 * 64 * 64 * 64  # L x 4q x the pairs across the middle

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.attention import PER_SEQUENCE
+from trainer.attention import PER_SEQUENCE, Span
 from trainer.batch import Sample
 from trainer.logprobs import PolicyScorer, to_tensors
 
@@ -19,6 +20,14 @@ SAMPLES = [
     Sample((5, 6, 7), (8, 9, 10, 11), (-1.0, -2.0, -3.0, -4.0), 0.5),
     Sample((12,), (13, 14), (-5.0, -6.0), -1.5),
     Sample((20, 21, 22, 23, 24), (25,), (-7.0,), 1.0),
+]
+SIBLINGS = [
+    SAMPLES[0],
+    Sample((5, 6, 7), (15,), (-1.5,), -0.7),
+    Sample((5, 6, 7), (), (), 0.3),
+    Sample((5, 6, 7), (16, 17, 18, 19, 8), (-0.5,) * 5, 0.2),
+    *SAMPLES[1:],
+    Sample(SAMPLES[2].prompt_ids, (26, 27), (-2.0, -3.0), -2.0),
 ]
 MODES = ["eval", "train", "train, checkpointing"]
 
@@ -70,7 +79,7 @@ def logprobs_of(scorer: PolicyScorer, *samples: Sample) -> list[Tensor]:
 def full_softmax(policy: Qwen3ForCausalLM, sample: Sample, temperature: float) -> tuple[Tensor, Tensor]:
     """(log-probs, entropy) of the completion's tokens, from whole logits of the sequence alone."""
     ids = torch.tensor([[*sample.prompt_ids, *sample.completion_ids]])
-    borders = {"sequence_lengths": [ids.shape[1]]} if policy.config._attn_implementation == PER_SEQUENCE else {}
+    borders = {"spans": [Span(ids.shape[1])]} if policy.config._attn_implementation == PER_SEQUENCE else {}
     with torch.no_grad():
         logits_TV = policy(input_ids=ids, use_cache=False, **borders).logits[0].float() / temperature
     table_MV = logits_TV.log_softmax(-1)[len(sample.prompt_ids) - 1 : -1]
@@ -87,6 +96,39 @@ def test_samples_are_laid_end_to_end_and_the_token_before_predicts() -> None:
     assert packed.segment_M.tolist() == [0, 0, 0, 0, 1, 1]
     assert packed.sampled_M.tolist() == [-1, -2, -3, -4, -5, -6]
     assert packed.advantage_N.tolist() == [0.5, -1.5]
+
+
+def test_a_shared_prompt_is_laid_once_and_its_last_token_predicts_each_first_one() -> None:
+    packed = to_tensors(SIBLINGS[:5], CPU, share_prompts=True)
+    assert packed.input_ids_1T.tolist() == [[5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 18, 19, 8, 12, 13, 14]]
+    assert packed.position_ids_1T.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 3, 4, 5, 6, 7, 0, 1, 2]]
+    assert packed.source_M.tolist() == [2, 3, 4, 5, 2, 2, 8, 9, 10, 11, 13, 14]
+    assert packed.segment_M.tolist() == [0, 0, 0, 0, 1, 3, 3, 3, 3, 3, 4, 4]
+    assert packed.spans == [Span(7), Span(1, 3), Span(5, 3), Span(3)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_shared_prompts_change_no_log_prob_no_entropy_and_no_gradient(scorer: PolicyScorer, mode: str) -> None:
+    set_mode(scorer, mode)
+    shares = scorer.policy.config._attn_implementation == PER_SEQUENCE
+    shared, apart = scorer.to_tensors(SIBLINGS, CPU), to_tensors(SIBLINGS, CPU)
+    assert apart.input_ids_1T.numel() - shared.input_ids_1T.numel() == (3 * 3 + 5 if shares else 0)
+    found = []
+    for packed in (shared, apart):
+        scorer.policy.zero_grad()
+        logprobs_M, entropy_M = scorer(packed)
+        (logprobs_M * packed.advantage_N[packed.segment_M]).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in scorer.policy.named_parameters() if p.grad is not None}
+        found.append((logprobs_M.detach(), entropy_M, gradients))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+    assert_same(found[0][2], found[1][2])
+
+
+def test_where_a_flash_kernel_would_be_lost_no_prompt_is_shared(scorer: PolicyScorer) -> None:
+    with patch("trainer.logprobs.to_tensors") as lay:
+        scorer.to_tensors(SIBLINGS, torch.device("cuda", 0))
+    assert lay.call_args.kwargs == {"share_prompts": False}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
