@@ -14,19 +14,21 @@ them:
     max_lag_1      the same with max_lag 1.
 
 An episode is one completion that was trained on. Contenders run one after another, in turn forwards and backwards over
-the rounds, each as a fresh process; the servers' prefix caches are emptied before each. The rate is taken from the end
-of step `warm_steps` to the end of the last step, so that no start is in it. TRL's learner computes in as many threads
-as there are cores, ours in as many as the configuration says (one: the servers compute beside it), and it gives way
-to the servers (`learner_niceness`), from which TRL's gains nothing; both in fp32, without gradient checkpointing.
-Nobody evaluates, checkpoints or checks the judge. TRL logs nothing; this project writes its usual TensorBoard events
-and step log.
+the rounds, each as a fresh process, TRL's on the same servers between the two of ours; the servers' prefix caches are
+emptied before each. The rate is taken from the end of step `warm_steps` to the end of the last step, so that no start
+is in it. TRL's learner computes in as many threads as there are cores, ours in as many as the configuration says (one:
+the servers compute beside it), and it gives way to the servers (`learner_niceness`), from which TRL's gains nothing;
+both in fp32, without gradient checkpointing. Nobody evaluates, checkpoints or checks the judge. TRL logs nothing; this
+project writes its usual TensorBoard events and step log.
 
 What was done is read from the servers, not from the contenders: verdicts given, completions and tokens written, and the
-label of the last weights. Processor seconds are those of all processes, user and system, over the same steps;
-`others` is what the rest of the machine used meanwhile.
+label of the last weights. Processor seconds are those of all processes, user and system, over the same steps; `others`
+is what the rest of the machine used meanwhile.
 
 The last line is JSON: `vs_trl_stock`, `vs_trl_same_servers` (max_lag_1 over the two of TRL's) and
-`on_policy_vs_trl_same_servers`, from medians over the rounds, and `episodes_per_minute` of each contender and round.
+`on_policy_vs_trl_same_servers`, each the median of its ratios within a round, which are `ratios_by_round`, and
+`episodes_per_minute` of each contender and round. A shared machine drifts by more from one round to the next than from
+one contender to the next, so what is compared ran close together.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ from wire.settings import parse_settings
 from wire.token import auth_headers, read_or_create_token
 
 CONFIG = "configs/toy.yaml"
-CONTENDERS = ("trl_stock", "trl_servers", "on_policy", "max_lag_1")
+CONTENDERS = ("trl_stock", "on_policy", "trl_servers", "max_lag_1")
 NUM_REPLICAS = 2
 START_S, RUN_S = 420.0, 1800.0
 LEARNER_ENV = {  # what trainer/placement.py gives a rank that has all cores; servers have one thread each
@@ -176,19 +178,20 @@ def arguments() -> argparse.Namespace:
 
 
 def result(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """The last line: ratios of the medians, where both sides ran."""
-    medians = {contender: median(values) for contender, values in rates.items()}
-    ratios = {
+    """The last line: medians of the ratios within a round, where both sides ran."""
+    sides = {
         "vs_trl_stock": ("max_lag_1", "trl_stock"),
         "vs_trl_same_servers": ("max_lag_1", "trl_servers"),
         "on_policy_vs_trl_same_servers": ("on_policy", "trl_servers"),
     }
+    ratios = {
+        name: [one / other for one, other in zip(rates[ours], rates[theirs], strict=True)]
+        for name, (ours, theirs) in sides.items()
+        if ours in rates and theirs in rates
+    }
     return {
-        **{
-            name: round(medians[ours] / medians[theirs], 2)
-            for name, (ours, theirs) in ratios.items()
-            if ours in medians and theirs in medians
-        },
+        **{name: round(median(values), 2) for name, values in ratios.items()},
+        "ratios_by_round": {name: [round(value, 2) for value in values] for name, values in ratios.items()},
         "episodes_per_minute": {contender: [round(rate) for rate in values] for contender, values in rates.items()},
     }
 

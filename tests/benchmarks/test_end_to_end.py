@@ -25,18 +25,19 @@ def test_a_counter_is_the_sum_of_its_samples_and_of_no_other():
     assert counter(PAGE, "reward_verdicts") == 0
 
 
-def test_ratios_are_those_of_the_medians():
+def test_ratios_are_medians_of_those_within_a_round():
     rates = {
         "trl_stock": [50.0, 40.0, 90.0],
-        "trl_servers": [100.0, 90.0, 400.0],
-        "on_policy": [110.0, 120.0, 10.0],
-        "max_lag_1": [200.0, 150.0, 100.0],
+        "trl_servers": [100.0, 200.0, 50.0],
+        "on_policy": [110.0, 240.0, 10.0],
+        "max_lag_1": [200.0, 300.0, 60.0],
     }
     found = result(rates)
-    assert found["vs_trl_stock"] == 3.0
+    assert found["ratios_by_round"]["vs_trl_same_servers"] == [2.0, 1.5, 1.2]
     assert found["vs_trl_same_servers"] == 1.5
     assert found["on_policy_vs_trl_same_servers"] == 1.1
-    assert found["episodes_per_minute"]["max_lag_1"] == [200, 150, 100]
+    assert found["vs_trl_stock"] == 4.0
+    assert found["episodes_per_minute"]["max_lag_1"] == [200, 300, 60]
 
 
 def test_a_ratio_whose_side_did_not_run_is_left_out():
