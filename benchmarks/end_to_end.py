@@ -28,7 +28,7 @@ is what the rest of the machine used meanwhile.
 The last line is JSON: `vs_trl_stock`, `vs_trl_same_servers` (max_lag_1 over the two of TRL's) and
 `on_policy_vs_trl_same_servers`, each the median of its ratios within a round, which are `ratios_by_round`, and
 `episodes_per_minute` of each contender and round. A shared machine drifts by more from one round to the next than from
-one contender to the next, so what is compared ran close together.
+one contender to the next: hence the ratios within a round, and TRL's on the same servers beside both of ours.
 """
 
 from __future__ import annotations

@@ -9,11 +9,15 @@ from there as if they stood behind it.
 
     prompt, completion 1 | completion 2 | completion 3 | prompt, completion 1 | ...
     `------ <-------------------------------'
+
+What is shared are the layers' matrix products. Attention is computed over prompt and completion for each, and what it
+gives for the prompt left out: without its queries each would need a mask, which costs the flash kernel, the half of the
+pairs that causal attention skips, and memory that grows with the square of the length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,29 +54,16 @@ def per_sequence_attention(
     each other.
     """
     lengths = [span.length for span in spans]
-    pieces = [
-        scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None, enable_gqa=True
-        )
-        for q, (k, v, mask) in zip(
-            query.split(lengths, 2), _seen(spans, key.split(lengths, 2), value.split(lengths, 2)), strict=True
-        )
-    ]
-    return torch.cat(pieces, 2).transpose(1, 2).contiguous(), None
-
-
-def _seen(
-    spans: Sequence[Span], keys: Sequence[Tensor], values: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """What each span attends to: keys, values and which of them each token sees; None: those up to itself."""
-    first_k, first_v = keys[0], values[0]
-    for (length, shared), k, v in zip(spans, keys, values, strict=True):
+    pieces: list[Tensor] = []
+    first: tuple[Tensor, ...] = ()
+    for (_length, shared), *own in zip(spans, *(row.split(lengths, 2) for row in (query, key, value)), strict=True):
         if shared:
-            sees = torch.ones(length, shared + length, dtype=torch.bool, device=k.device).tril(shared)
-            yield torch.cat((first_k[:, :, :shared], k), 2), torch.cat((first_v[:, :, :shared], v), 2), sees
+            q, k, v = (torch.cat((a[:, :, :shared], b), 2) for a, b in zip(first, own, strict=True))
         else:
-            first_k, first_v = k, v
-            yield k, v, None
+            q, k, v = first = tuple(own)
+        seen = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True)
+        pieces.append(seen[:, :, shared:])
+    return torch.cat(pieces, 2).transpose(1, 2).contiguous(), None
 
 
 def is_plain_causal(config: Any) -> bool:

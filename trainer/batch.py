@@ -53,14 +53,11 @@ class MiniBatch:
 def pack(samples: Sequence[Sample], token_budget: int) -> list[MicroBatch]:
     """First fit, longest first: micro-batches of at most `token_budget` tokens (a longer sample stands alone).
 
-    Completions of one prompt come with the longest of them, so that they are neighbours wherever they fit. Each counts
-    with its prompt: whether that can be shared depends on the learner's attention.
+    In a micro-batch completions of one prompt are neighbours. Each counts with its prompt: whether that is shared
+    depends on the learner's attention.
     """
-    longest: dict[tuple[int, ...], int] = {}
-    for sample in samples:
-        longest[sample.prompt_ids] = max(longest.get(sample.prompt_ids, 0), sample.num_tokens)
     bins: list[tuple[int, MicroBatch]] = []
-    for sample in sorted(samples, key=lambda s: (-longest[s.prompt_ids], s.prompt_ids, -s.num_tokens)):
+    for sample in sorted(samples, key=lambda s: -s.num_tokens):
         num_tokens = sample.num_tokens
         for index, (size, content) in enumerate(bins):
             if size + num_tokens <= token_budget:
@@ -68,7 +65,7 @@ def pack(samples: Sequence[Sample], token_budget: int) -> list[MicroBatch]:
                 break
         else:
             bins.append((num_tokens, [sample]))
-    return [content for _, content in bins]
+    return [sorted(content, key=lambda s: s.prompt_ids) for _, content in bins]
 
 
 def share(samples: Sequence[Sample], num_ranks: int) -> list[list[Sample]]:

@@ -165,7 +165,10 @@ class RunSettings(RolloutSettings, CheckSettings):
     gradient_checkpointing: bool = field(default=True, metadata={"help": "Recompute activations in the backward pass."})
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "Transformers' name; by default flash_attention_2 where flash-attn is installed, else sdpa."},
+        metadata={
+            "help": "Transformers' name; by default flash_attention_2 where flash-attn is installed, else sdpa, one "
+            "sequence at a time where all layers attend to all tokens before."
+        },
     )
     logprob_chunk_tokens: int = field(
         default=1024, metadata={"help": "Tokens whose logits exist at once; bounds memory by this x vocabulary."}

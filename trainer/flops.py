@@ -11,8 +11,8 @@ head size, MLP width f and vocabulary V:
 
     forward(t, c) = L (projections + MLP + attention) + head
 
-Completions that share a prompt's tokens (`trainer.logprobs`) need its layers once: n of them with p prompt tokens take
-n - 1 times forward(p, 0) less.
+Completions that share a prompt's tokens (`trainer.attention`) need its projections and MLPs once, and their attention
+each for itself: n of them with p prompt tokens take n - 1 times L (projections + MLP) of p tokens less.
 
 The backward pass takes twice the forward: for each product, one for either factor's gradient. With own and reference
 log-probs (two forward passes without gradient) and the training pass, a step is 2 + 3 = 5 forward passes of *model*
@@ -39,12 +39,18 @@ class FlopsShape:
     vocab_size: int
 
 
-def layers_forward(shape: FlopsShape, num_tokens: int) -> int:
-    """All layers for one sequence; the attention term is quadratic in its tokens."""
+def products_forward(shape: FlopsShape, num_tokens: int) -> int:
+    """Projections and MLPs of all layers."""
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     weights = shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.intermediate_size)
+    return shape.num_hidden_layers * 2 * num_tokens * weights
+
+
+def layers_forward(shape: FlopsShape, num_tokens: int) -> int:
+    """All layers for one sequence; the attention term is quadratic in its tokens."""
     pairs = num_tokens * (num_tokens + 1) // 2
-    return shape.num_hidden_layers * (2 * num_tokens * weights + 4 * queries * pairs)
+    attention = 4 * shape.num_attention_heads * shape.head_dim * pairs
+    return products_forward(shape, num_tokens) + shape.num_hidden_layers * attention
 
 
 def head_forward(shape: FlopsShape, num_completion_tokens: int) -> int:
@@ -74,7 +80,7 @@ def step_flops(
     head_passes = passes + recomputed
     total = 0
     for prompt, completions in lengths:
-        total -= layer_passes * (len(completions) - 1) * layers_forward(shape, prompt)  # counted with each below
+        total -= layer_passes * (len(completions) - 1) * products_forward(shape, prompt)  # counted with each below
         for completion in completions:
             total += layer_passes * layers_forward(shape, prompt + completion)
             total += head_passes * head_forward(shape, completion)

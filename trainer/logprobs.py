@@ -35,11 +35,11 @@ class Packed:
 
 
 def to_tensors(samples: MicroBatch, device: torch.device, *, share_prompts: bool = False) -> Packed:
-    """Lay samples end to end; each one's positions start at 0 again, which is what keeps them apart in attention.
+    """Lay samples end to end; each one's positions start at 0 again, which keeps them apart where attention reads them.
 
     With `share_prompts`, for per-sequence attention alone, neighbours with one prompt have it once, before the first
-    of them; the positions of the others go on from its end. No samples gives a row of two tokens with no targets: a
-    rank without work still runs the collective passes.
+    of them; the positions of the others go on from its end, and `spans` keeps them apart. No samples gives a row of
+    two tokens with no targets: a rank without work still runs the collective passes.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -103,11 +103,8 @@ class PolicyScorer(nn.Module):
             raise ValueError("the policy's output layer has a bias; only a plain matrix is supported")
 
     def to_tensors(self, samples: MicroBatch, device: torch.device) -> Packed:
-        """Laid out as this model's attention can read it.
-
-        On CUDA no prompt is shared: a mask keeps the flash kernel from being used.
-        """
-        return to_tensors(samples, device, share_prompts=self._is_per_sequence and device.type == "cpu")
+        """Laid out as this model's attention can read it."""
+        return to_tensors(samples, device, share_prompts=self._is_per_sequence)
 
     def forward(self, packed: Packed, *, with_entropy: bool = True) -> tuple[Tensor, Tensor]:
         """(logprobs_M, entropy_M) in fp32; the entropy carries no gradient, and is empty without `with_entropy`.

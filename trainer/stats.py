@@ -65,8 +65,8 @@ class StepStats:
     Token quantities: `entropy`, `ratio` (new over start-of-step policy), `logp_diff` (learner minus replica, nats),
     `ratio_outside` (1 where learner over replica leaves 0.9..1.1), `weight` (importance weights), `weight_capped`.
     Completion quantities: `approx_kl`, `clipped`. `loss` is already a share of the step's mean, so ranks add;
-    `grad_norm` and `learning_rate` are equal on all ranks. `num_tokens` are those that the training pass computed: a
-    prompt that completions share counts once.
+    `grad_norm` and `learning_rate` are equal on all ranks. `num_tokens` are those of the rows that the training pass
+    computed: a prompt that completions share counts once.
     """
 
     entropy: Moments = field(default_factory=Moments)

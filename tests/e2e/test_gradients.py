@@ -35,11 +35,16 @@ Policy = Qwen3ForCausalLM
 
 
 def samples_of(policy: Policy) -> list[Sample]:
-    """Eleven completions (no number of ranks or mini-batches divides it) whose replica was a little off."""
-    rng = random.Random(3)
+    """Eleven completions (no number of ranks or mini-batches divides it) of four prompts, whose replica was a little
+    off.
+
+    The seed is one whose gradients are large beside the weights: a small update is lost in the rounding of the weight.
+    """
+    rng = random.Random(17)
     samples = []
-    for _ in range(11):
-        prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, 9)))
+    for index in range(11):
+        if index % 3 == 0:
+            prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, 9)))
         ids = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randrange(2, 14)))
         own = logprobs(policy, Sample(prompt, ids, ())).tolist()
         samples.append(Sample(prompt, ids, tuple(value - rng.gauss(0, 0.2) for value in own), rng.gauss(0, 1.5)))

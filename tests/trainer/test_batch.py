@@ -24,10 +24,10 @@ def test_packing_keeps_every_sample_once_and_within_the_budget(samples: list[Sam
     assert all(sum(s.num_tokens for s in p) <= budget or len(p) == 1 for p in packs)
 
 
-def test_completions_of_one_prompt_are_neighbours_in_the_order_of_their_longest() -> None:
+def test_the_longest_fit_first_and_completions_of_one_prompt_are_neighbours_within_a_micro_batch() -> None:
     samples = [sample(size, name) for size, name in [(9, 1), (20, 2), (12, 1), (11, 3), (4, 2), (10, 1)]]
     names = [[(s.prompt_ids[0], s.num_tokens) for s in p] for p in pack(samples, 40)]
-    assert names == [[(2, 20), (2, 4), (1, 12)], [(1, 10), (1, 9), (3, 11)]]
+    assert names == [[(1, 12), (2, 20), (2, 4)], [(1, 10), (1, 9), (3, 11)]]
 
 
 @given(SAMPLES, st.integers(1, 4), st.integers(8, 64))

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.flops import FlopsShape, head_forward, layers_forward, step_flops
+from trainer.flops import FlopsShape, head_forward, layers_forward, products_forward, step_flops
 
 SHAPE = FlopsShape(
     hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -43,10 +43,11 @@ def test_what_is_computed_again_is_the_head_and_with_checkpointing_the_layers() 
     assert count == [5 * layers + 6 * head, 6 * layers + 6 * head]
 
 
-def test_a_shared_prompt_takes_its_layers_once_and_its_completions_attend_to_it_all_the_same() -> None:
+def test_a_shared_prompt_takes_its_projections_and_mlps_once_and_attention_with_each() -> None:
     shared = step_flops(SHAPE, [(5, [9, 20])], has_reference=True)
     apart = step_flops(SHAPE, [(5, [9]), (5, [20])], has_reference=True)
-    assert apart - shared == 5 * layers_forward(SHAPE, 5)
+    assert apart - shared == 5 * products_forward(SHAPE, 5)
+    assert layers_forward(SHAPE, 5) - products_forward(SHAPE, 5) == 3 * 4 * 64 * 15  # L x 4q x pairs
 
 
 def test_twice_the_completions_are_twice_the_work_and_twice_the_length_is_more() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -123,12 +122,6 @@ def test_shared_prompts_change_no_log_prob_no_entropy_and_no_gradient(scorer: Po
     assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
     assert_same(found[0][2], found[1][2])
-
-
-def test_where_a_flash_kernel_would_be_lost_no_prompt_is_shared(scorer: PolicyScorer) -> None:
-    with patch("trainer.logprobs.to_tensors") as lay:
-        scorer.to_tensors(SIBLINGS, torch.device("cuda", 0))
-    assert lay.call_args.kwargs == {"share_prompts": False}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
