@@ -22,7 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.workload import K, Shape, Workload, make_workload, write_model
+from benchmarks.workload import Shape, Workload, make_workload, write_model
 
 COMPLETIONS = (8, 16, 32, 64)
 LENGTH = 128
@@ -33,18 +33,15 @@ MICROBATCH_TOKENS = 4096
 
 def planned(workload: Workload) -> int:
     """FLOPs of a step as the learner takes it, with what is computed twice."""
-    from trainer.batch import Sample, pack
+    from benchmarks.learner_ours import samples_of
+    from trainer.batch import pack
     from trainer.flops import FlopsShape, step_flops
 
     shape = asdict(Shape())
     del shape["tie_word_embeddings"]
-    samples = [
-        Sample(tuple(workload.prompts[i // K]), tuple(ids), (0.0,) * len(ids))
-        for i, ids in enumerate(workload.completions)
-    ]
     lengths = [
         (len(prompt_ids), [len(sample.completion_ids) for sample in siblings])
-        for micro_batch in pack(samples, MICROBATCH_TOKENS)
+        for micro_batch in pack(samples_of(workload), MICROBATCH_TOKENS)
         for prompt_ids, siblings in groupby(micro_batch, key=lambda sample: sample.prompt_ids)
     ]
     return step_flops(FlopsShape(**shape), lengths, has_reference=True, recomputed=True, gradient_checkpointing=True)

@@ -25,10 +25,7 @@ class OurStep:
 
     def __call__(self, workload: Workload) -> Answer:
         """The no-grad pass for own and reference log-probs, rewards, the training pass, the optimizer."""
-        samples = [
-            Sample(tuple(workload.prompts[index // K]), tuple(ids), (0.0,) * len(ids))
-            for index, ids in enumerate(workload.completions)
-        ]
+        samples = samples_of(workload)
         watch = Stopwatch()
         rewards = self._rewards(samples, workload.scores)
         advantages = [a for i in range(0, len(rewards), K) for a in leave_one_out(rewards[i : i + K])]
@@ -48,6 +45,14 @@ class OurStep:
             assemble_reward(score, finished=True, kl=kl[id(s)], kl_coef=coefficient, missing_eos_penalty=None)[1]
             for score, s in zip(scores, samples, strict=True)
         ]
+
+
+def samples_of(workload: Workload) -> list[Sample]:
+    """Its completions, in order, as the replicas would have written them with certainty."""
+    return [
+        Sample(tuple(workload.prompts[index // K]), tuple(ids), (0.0,) * len(ids))
+        for index, ids in enumerate(workload.completions)
+    ]
 
 
 def settings_of(job: dict[str, Any]) -> RunSettings:

@@ -28,9 +28,9 @@ from transformers import AttentionInterface
 PER_SEQUENCE = "per_sequence_sdpa"
 
 
-class Span(NamedTuple):
+class Segment(NamedTuple):
     """`length` tokens of a row that follow one another. With `shared` they go on from that many tokens, the first of
-    the nearest span before that shares none."""
+    the nearest segment before that shares none."""
 
     length: int
     shared: int = 0
@@ -43,20 +43,20 @@ def per_sequence_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    spans: Sequence[Span],
+    segments: Sequence[Segment],
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface. `query` is [1, heads, T, D]; `key` and `value` may have fewer heads.
 
-    `spans` (their lengths summing to T) has no default: whoever forgets it gets a TypeError, not completions that see
-    each other.
+    `segments` (their lengths summing to T) has no default: whoever forgets it gets a TypeError, not completions that
+    see each other.
     """
-    lengths = [span.length for span in spans]
+    lengths = [segment.length for segment in segments]
     pieces: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
-    for (_length, shared), *own in zip(spans, *(row.split(lengths, 2) for row in (query, key, value)), strict=True):
+    for (_length, shared), *own in zip(segments, *(row.split(lengths, 2) for row in (query, key, value)), strict=True):
         if shared:
             q, k, v = (torch.cat((a[:, :, :shared], b), 2) for a, b in zip(first, own, strict=True))
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.attention import PER_SEQUENCE, Span
+from trainer.attention import PER_SEQUENCE, Segment
 from trainer.batch import MicroBatch
 from trainer.head import token_logprobs
 
@@ -22,7 +22,7 @@ from trainer.head import token_logprobs
 @dataclass
 class Packed:
     """A micro-batch as tensors. `source_M[m]` is the row position whose hidden state predicts completion token m;
-    `spans` says who attends to whom."""
+    `segments` says who attends to whom."""
 
     input_ids_1T: Tensor
     position_ids_1T: Tensor
@@ -31,28 +31,28 @@ class Packed:
     segment_M: Tensor
     sampled_M: Tensor
     advantage_N: Tensor
-    spans: list[Span]
+    segments: list[Segment]
 
 
 def to_tensors(samples: MicroBatch, device: torch.device, *, share_prompts: bool = False) -> Packed:
     """Lay samples end to end; each one's positions start at 0 again, which keeps them apart where attention reads them.
 
     With `share_prompts`, for per-sequence attention alone, neighbours with one prompt have it once, before the first
-    of them; the positions of the others go on from its end, and `spans` keeps them apart. No samples gives a row of
+    of them; the positions of the others go on from its end, and `segments` keeps them apart. No samples gives a row of
     two tokens with no targets: a rank without work still runs the collective passes.
     """
     ids: list[int] = []
     positions: list[int] = []
     source: list[int] = []
     segment: list[int] = []
-    spans: list[Span] = []
+    segments: list[Segment] = []
     end_of_prompt = 0
     for index, sample in enumerate(samples):
         prompt_ids, num = sample.prompt_ids, len(sample.completion_ids)
         if share_prompts and index and prompt_ids == samples[index - 1].prompt_ids:
-            spans.append(Span(num, shared=len(prompt_ids)))
+            segments.append(Segment(num, shared=len(prompt_ids)))
         else:
-            spans.append(Span(sample.num_tokens))
+            segments.append(Segment(sample.num_tokens))
             ids += prompt_ids
             positions += range(len(prompt_ids))
             end_of_prompt = len(ids)
@@ -60,9 +60,9 @@ def to_tensors(samples: MicroBatch, device: torch.device, *, share_prompts: bool
         segment += [index] * num
         ids += sample.completion_ids
         positions += range(len(prompt_ids), sample.num_tokens)
-    spans = [span for span in spans if span.length]
+    segments = [part for part in segments if part.length]
     if not ids:
-        ids, positions, spans = [0, 0], [0, 1], [Span(2)]
+        ids, positions, segments = [0, 0], [0, 1], [Segment(2)]
 
     def integers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -78,7 +78,7 @@ def to_tensors(samples: MicroBatch, device: torch.device, *, share_prompts: bool
         segment_M=integers(segment),
         sampled_M=floats([value for sample in samples for value in sample.sampled_logprobs]),
         advantage_N=floats([sample.advantage for sample in samples]),
-        spans=spans,
+        segments=segments,
     )
 
 
@@ -113,7 +113,7 @@ class PolicyScorer(nn.Module):
         borders between sequences; with a cache or a mask the completions would silently see each other.
         """
         decoder: nn.Module = self.policy.get_decoder()  # type: ignore[operator]  # a method of Transformers' models
-        borders = {"spans": packed.spans} if self._is_per_sequence else {}
+        borders = {"segments": packed.segments} if self._is_per_sequence else {}
         hidden_TH = decoder(
             input_ids=packed.input_ids_1T,
             position_ids=packed.position_ids_1T,

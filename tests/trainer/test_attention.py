@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from trainer.attention import Span, is_plain_causal, per_sequence_attention
+from trainer.attention import Segment, is_plain_causal, per_sequence_attention
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_each_sequence_gets_what_it_gets_alone_with_fewer_key_heads_than_query_h
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, 9, 8, generator=generator) for heads in (4, 2, 2))
     module = torch.nn.Module()
-    spans = [Span(4), Span(1), Span(4)]
-    packed, _ = per_sequence_attention(module, query, key, value, None, spans=spans, scaling=0.3)
+    segments = [Segment(4), Segment(1), Segment(4)]
+    packed, _ = per_sequence_attention(module, query, key, value, None, segments=segments, scaling=0.3)
     key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
     for start, end in ((0, 4), (4, 5), (5, 9)):
         scores = query[:, :, start:end] @ key[:, :, start:end].transpose(2, 3) * 0.3
@@ -43,10 +43,10 @@ def test_each_sequence_gets_what_it_gets_alone_with_fewer_key_heads_than_query_h
 def test_a_span_that_shares_sees_the_first_tokens_of_the_whole_one_before_it_and_its_own_up_to_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, 12, 8, generator=generator) for heads in (4, 2, 2))
-    spans = [Span(4), Span(2, shared=3), Span(1, shared=3), Span(3), Span(2, shared=1)]
+    segments = [Segment(4), Segment(2, shared=3), Segment(1, shared=3), Segment(3), Segment(2, shared=1)]
     sees = [*([*range(i + 1)] for i in range(4)), [0, 1, 2, 4], [0, 1, 2, 4, 5], [0, 1, 2, 6]]
     sees += [[7], [7, 8], [7, 8, 9], [7, 10], [7, 10, 11]]
-    packed, _ = per_sequence_attention(torch.nn.Module(), query, key, value, None, spans=spans, scaling=0.3)
+    packed, _ = per_sequence_attention(torch.nn.Module(), query, key, value, None, segments=segments, scaling=0.3)
     key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
     for token, seen in enumerate(sees):
         weights = (query[:, :, token : token + 1] @ key[:, :, seen].transpose(2, 3) * 0.3).softmax(-1)
@@ -55,5 +55,5 @@ def test_a_span_that_shares_sees_the_first_tokens_of_the_whole_one_before_it_and
 
 def test_whoever_forgets_the_borders_is_told() -> None:
     row = torch.zeros(1, 1, 3, 8)
-    with pytest.raises(TypeError, match="spans"):
+    with pytest.raises(TypeError, match="segments"):
         per_sequence_attention(torch.nn.Module(), row, row, row, None)

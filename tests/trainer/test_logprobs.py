@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.attention import PER_SEQUENCE, Span
+from trainer.attention import PER_SEQUENCE, Segment
 from trainer.batch import Sample
 from trainer.logprobs import PolicyScorer, to_tensors
 
@@ -78,7 +78,7 @@ def logprobs_of(scorer: PolicyScorer, *samples: Sample) -> list[Tensor]:
 def full_softmax(policy: Qwen3ForCausalLM, sample: Sample, temperature: float) -> tuple[Tensor, Tensor]:
     """(log-probs, entropy) of the completion's tokens, from whole logits of the sequence alone."""
     ids = torch.tensor([[*sample.prompt_ids, *sample.completion_ids]])
-    borders = {"spans": [Span(ids.shape[1])]} if policy.config._attn_implementation == PER_SEQUENCE else {}
+    borders = {"segments": [Segment(ids.shape[1])]} if policy.config._attn_implementation == PER_SEQUENCE else {}
     with torch.no_grad():
         logits_TV = policy(input_ids=ids, use_cache=False, **borders).logits[0].float() / temperature
     table_MV = logits_TV.log_softmax(-1)[len(sample.prompt_ids) - 1 : -1]
@@ -103,7 +103,7 @@ def test_a_shared_prompt_is_laid_once_and_its_last_token_predicts_each_first_one
     assert packed.position_ids_1T.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 3, 4, 5, 6, 7, 0, 1, 2]]
     assert packed.source_M.tolist() == [2, 3, 4, 5, 2, 2, 8, 9, 10, 11, 13, 14]
     assert packed.segment_M.tolist() == [0, 0, 0, 0, 1, 3, 3, 3, 3, 3, 4, 4]
-    assert packed.spans == [Span(7), Span(1, 3), Span(5, 3), Span(3)]
+    assert packed.segments == [Segment(7), Segment(1, 3), Segment(5, 3), Segment(3)]
 
 
 @pytest.mark.parametrize("mode", MODES)
